@@ -64,12 +64,16 @@ void to_json(Json& json, Job const& job) {
                 {"engine_deaths", job.engine_deaths},
                 {"quarantined", job.quarantined},
                 {"committed", job.committed},
+                {"published", job.published},
+                {"retries", job.retries},
                 {"created", job.created},
                 {"started", job.started},
                 {"ended", job.ended}};
     for (auto const& [value, text] : kExisting)
         if (value == job.existing_output) json["existing_output"] = text;
     if (job.page_id) json["page_id"] = *job.page_id;
+    if (job.pages_left) json["pages_left"] = *job.pages_left;
+    if (!job.pages_failed.empty()) json["pages_failed"] = job.pages_failed;
     auto text = [&](char const* key, std::string const& value) {
         if (!value.empty()) json[key] = value;
     };
@@ -109,6 +113,10 @@ void from_json(Json const& json, Job& job) {
     job.engine_deaths = json.value("engine_deaths", 0);
     job.quarantined = json.value("quarantined", false);
     job.committed = json.value("committed", false);
+    job.published = json.value("published", false);
+    job.retries = json.value("retries", 0);
+    if (json.contains("pages_left")) job.pages_left = json["pages_left"].get<std::vector<std::string>>();
+    job.pages_failed = json.value("pages_failed", std::map<std::string, std::string>{});
     job.reason = json.value("reason", "");
     job.log_file = json.value("log_file", "");
     job.slot = Slot(json.value("slot", ""));

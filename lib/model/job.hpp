@@ -45,7 +45,11 @@ struct Job {
     int priority = 0;                    // higher first
     WorkflowId workflow;                 // empty: submitted alone
     JobState state = JobState::Unset;
-    int attempt = 0;                     // the current one; 0 before the first publish
+    int attempt = 0;                     // the current one, counted from 1; stored before it is published
+    bool published = false;              // the broker has confirmed the current attempt
+    std::optional<std::vector<std::string>> pages_left; // of a later attempt: only these; absent: all
+    std::map<std::string, std::string> pages_failed;    // page -> why
+    int retries = 0;                     // attempts made because of transient trouble
     int engine_deaths = 0;               // two make it poison: Failed with quarantined = true
     bool quarantined = false;
     bool committed = false;              // outcome is stored, METS not yet saved: applied again at start
