@@ -1,0 +1,80 @@
+#include "lib/ledger/paths.hpp"
+
+#include "lib/base/files.hpp"
+#include "lib/ledger/ledger.hpp"
+#include "lib/model/json.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <unistd.h>
+
+namespace ocrctl::ledger {
+namespace fs = std::filesystem;
+
+fs::path default_state_root() {
+    if (::geteuid() == 0) return "/var/lib/ocrctl";
+    if (auto const* xdg = std::getenv("XDG_STATE_HOME"); xdg != nullptr && *xdg == '/') return fs::path(xdg) / "ocrctl";
+    auto const* home = std::getenv("HOME");
+    return fs::path(home != nullptr && *home != '\0' ? home : "/tmp") / ".local" / "state" / "ocrctl";
+}
+
+fs::path state_folder(std::string_view name, fs::path const& state) {
+    if (!state.empty()) return fs::absolute(state).lexically_normal();
+    return default_state_root() / name;
+}
+
+fs::path HostPaths::socket() const { return host_socket_path(root); }
+
+fs::path host_socket_path(fs::path const& host_dir) {
+    auto folder = fs::absolute(host_dir).lexically_normal();
+    if (!folder.has_filename()) folder = folder.parent_path(); // "dir/" and "dir" are the same
+    auto socket = folder / "agent.sock";
+    if (socket.string().size() <= 100) return socket;
+    return fs::path("/tmp") / fmt::format("ocrctl-{}.sock", sha256_hex(folder.string()).substr(0, 16));
+}
+
+std::string entry_file_name(std::string_view entry) {
+    std::string name(entry);
+    std::ranges::replace_if(
+        name, [](char c) { return !((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_'); },
+        '_');
+    return name.empty() || name[0] == '.' ? "_" + name : name;
+}
+
+Result<DeploymentInfo> read_deployment(fs::path const& state) {
+    StatePaths paths{state};
+    auto text = read_file(paths.deployment());
+    if (!text) return std::unexpected(text.error());
+    auto json = parse_json(*text);
+    if (!json) return fail(json.error().during(paths.deployment().string()));
+    if (!json->is_object()) return fail(ErrorKind::Invalid, "{}: not an object", paths.deployment().string());
+    DeploymentInfo info;
+    info.state = state;
+    auto text_of = [&](char const* key) {
+        auto value = json->find(key);
+        return value != json->end() && value->is_string() ? value->get<std::string>() : std::string();
+    };
+    info.id = text_of("id");
+    info.name = text_of("name");
+    info.config = text_of("config");
+    auto open = [](LedgerState const& ledger) { return std::ranges::any_of(ledger.entries, [](auto const& e) { return e.second.open(); }); };
+    auto central = replay(paths.ledger());
+    if (!central) return std::unexpected(central.error());
+    std::error_code ignored;
+    info.closing = central->closing || fs::exists(paths.closing(), ignored);
+    info.live = open(*central);
+    for (fs::directory_iterator host(paths.hosts(), ignored), end; !ignored && !info.live && host != end; host.increment(ignored))
+        if (auto ledger = replay(HostPaths{host->path()}.ledger()); ledger) info.live = open(*ledger);
+    return info;
+}
+
+std::vector<DeploymentInfo> find_deployments(bool all, fs::path const& root) {
+    std::vector<DeploymentInfo> found;
+    std::error_code ignored;
+    for (fs::directory_iterator item(root.empty() ? default_state_root() : root, ignored), end; !ignored && item != end; item.increment(ignored))
+        if (auto info = read_deployment(item->path()); info && (all || info->live)) found.push_back(std::move(*info));
+    std::ranges::sort(found, {}, &DeploymentInfo::name);
+    return found;
+}
+
+} // namespace ocrctl::ledger
