@@ -94,6 +94,10 @@ private:
     std::unique_ptr<Impl> impl_;
 };
 
+/// The queue of a target, ocrctl.<deployment>.<target>: quorum, delivery limit 20 as a backstop, at-least-once dead-lettering into
+/// <same prefix>.dead, which it declares too. Server and Workers both call it: the arguments are the same everywhere.
+Result<std::uint32_t> declare_work_queue(Session& session, std::string const& queue);
+
 /// A connection came, went, or was refused again; `error` says why it is down. Not repeated while nothing changes.
 struct LinkEvent {
     bool up = false;
