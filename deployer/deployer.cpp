@@ -1,0 +1,592 @@
+#include "deployer/deployer.hpp"
+
+#include "deployer/agent_client.hpp"
+#include "deployer/converge.hpp"
+#include "deployer/host_setup.hpp"
+#include "deployer/ports.hpp"
+#include "lib/base/crash_point.hpp"
+#include "lib/base/files.hpp"
+#include "lib/base/ids.hpp"
+#include "lib/base/text.hpp"
+#include "lib/ledger/ledger.hpp"
+#include "lib/ledger/lock.hpp"
+#include "lib/net/client.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <poll.h>
+#include <thread>
+
+namespace ocrctl::deployer {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+bool DeployReport::complete() const {
+    return std::ranges::none_of(hosts, [](auto const& host) { return host.error.has_value(); });
+}
+
+namespace {
+
+std::string seconds_since(Clock::time_point start) {
+    return fmt::format("{:.1f} s", std::chrono::duration<double>(Clock::now() - start).count());
+}
+
+/// Everything of it has been stopped: what its Ledger says is history.
+bool is_over(ledger::LedgerState const& state) {
+    return std::ranges::none_of(state.entries, [](auto const& entry) { return entry.second.open(); });
+}
+
+/// Entries of a host of this machine that live now.
+Observed observe_local(ledger::StatePaths const& paths, ledger::LedgerState const& central, std::string const& host) {
+    Observed observed;
+    ledger::HostPaths here{paths.host(host)};
+    auto const* agent = central.find(agent_entry(host));
+    observed.agent = agent && agent->open() && agent->identity && process::alive(*agent->identity);
+    if (auto text = read_file(here.desired())) {
+        if (auto desired = json_to<DesiredState>(std::string_view(*text))) observed.desired = *desired;
+    }
+    if (auto ledger = ledger::replay(here.ledger())) {
+        for (auto const& [name, entry] : ledger->entries)
+            if (entry.open() && entry.kind != "agent" && entry.identity && process::alive(*entry.identity)) observed.running.insert(name);
+    }
+    return observed;
+}
+
+/// As far as this machine knows: what the Host was told, if its agent was started and never stopped.
+Observed observe_remote(ledger::StatePaths const& paths, ledger::LedgerState const& central, std::string const& host) {
+    Observed observed;
+    auto const* agent = central.find(agent_entry(host));
+    observed.agent = agent && agent->open() && agent->identity;
+    auto text = read_file(ledger::HostPaths{paths.host(host)}.desired());
+    if (!text || !observed.agent) return observed;
+    if (auto desired = json_to<DesiredState>(std::string_view(*text))) {
+        for (auto const& unit : desired->units) observed.running.insert(unit.entry);
+        observed.desired = std::move(*desired);
+    }
+    return observed;
+}
+
+std::map<std::string, Observed> observe(ledger::StatePaths const& paths, ledger::LedgerState const& central) {
+    std::map<std::string, Observed> observed;
+    for (auto const& [host, config] : central.hosts) {
+        auto record = json_to<HostRecord>(config);
+        bool local = !record || record->connection == "local";
+        observed[host] = local ? observe_local(paths, central, host) : observe_remote(paths, central, host);
+    }
+    return observed;
+}
+
+/// Chooses what the config leaves open and was not chosen before.
+Result<void> choose(config::Deployment const& config, DeploymentFile& deployment) {
+    auto const& queue = config.process_queue;
+    bool external = queue.kind == config::ServiceKind::External || queue.skip_deployment;
+    auto& fact = deployment.queue;
+    fact.kind = external ? "external" : "native";
+    fact.address = queue.address;
+    if (external) {
+        fact.port = config::queue_port(queue);
+        return {};
+    }
+    if (queue.port != 0) fact.port = queue.port;
+    for (int* port : {&fact.port, &fact.dist_port, &fact.epmd_port}) {
+        if (*port == 0) *port = choose_port();
+        if (*port == 0) return fail(ErrorKind::Unavailable, "no free port was found for the broker");
+    }
+    return {};
+}
+
+/// Ports that must be free and are not, each named with its holder.
+std::vector<std::string> ports_taken(config::Deployment const& config, Plan const& plan, std::map<std::string, Observed> const& observed) {
+    std::vector<std::string> problems;
+    auto found = observed.find(plan.local_host);
+    auto runs = [&](char const* entry) { return found != observed.end() && found->second.running.contains(entry); };
+    auto check = [&](std::string const& address, int port, char const* what, char const* key) {
+        if (port == 0 || port_free(address, port)) return;
+        auto holder = port_holder(port);
+        problems.push_back(fmt::format("port {} ({}) is in use{}: end that, or choose another one by {}", config::host_port(address, port), what,
+                                       holder ? " by " + *holder : "", key));
+    };
+    if (!runs("server")) check(config.listen.address, config.listen.port, "the processing server", "listen.port");
+    if (plan.rabbitmq && !runs("queue")) check("127.0.0.1", plan.rabbitmq->port, "RabbitMQ", "process_queue.port");
+    return problems;
+}
+
+/// A deploy from its config to the moment where Hosts are worked on; also what Converge starts from.
+struct Prepared {
+    ledger::StatePaths paths;
+    std::string config_text;
+    config::Deployment config;
+    Facts facts;
+};
+
+Result<Prepared> prepare(DeployOptions const& options) {
+    Prepared prepared;
+    auto text = read_file(options.config);
+    if (!text) return fail(Error(ErrorKind::Usage, text.error().message()));
+    prepared.config_text = *text;
+    auto config = config::load_or_error(options.config);
+    if (!config) return std::unexpected(config.error());
+    prepared.config = std::move(*config);
+    auto state = options.state.empty() ? prepared.config.state : options.state;
+    prepared.paths.root = fs::absolute(ledger::state_folder(prepared.config.name, state)).lexically_normal();
+    auto build = own_build();
+    if (!build) return std::unexpected(build.error());
+    auto& facts = prepared.facts;
+    facts.state = prepared.paths;
+    facts.build = *build;
+    facts.rabbitmq = find_rabbitmq();
+    auto there = load_deployment(prepared.paths);
+    if (there) {
+        facts.deployment = *there;
+        if (there->name != prepared.config.name)
+            return fail(ErrorKind::Conflict, "{} belongs to the deployment \"{}\", the config says \"{}\": choose another folder by --state", prepared.paths.root.string(), there->name,
+                        prepared.config.name);
+    } else if (there.error().kind() != ErrorKind::NotFound) {
+        return std::unexpected(there.error());
+    } else {
+        facts.deployment.id = new_uuid();
+        facts.deployment.created = now_millis();
+    }
+    auto& deployment = facts.deployment;
+    deployment.name = prepared.config.name;
+    deployment.config = fs::absolute(options.config).lexically_normal().string();
+    deployment.build = *build;
+    deployment.local_host = local_host_name(prepared.config);
+    deployment.listen = {prepared.config.listen.address, prepared.config.listen.port};
+    return prepared;
+}
+
+/// Calls work(host) for all, at most `bound` at a time.
+void in_parallel(std::vector<std::string> const& hosts, std::size_t bound, std::function<void(std::string const&)> const& work) {
+    std::atomic<std::size_t> next = 0;
+    std::vector<std::jthread> threads;
+    for (std::size_t i = 0; i < std::min(bound, hosts.size()); ++i)
+        threads.emplace_back([&] {
+            for (std::size_t mine; (mine = next++) < hosts.size();) work(hosts[mine]);
+        });
+}
+
+// --- waiting for READY ---------------------------------------------------------------------------------------------
+
+struct Wait {
+    std::function<void(std::string const&)> say;
+    Clock::time_point start, deadline;
+    std::string local_host, server;
+    std::map<std::string, SetupResult> hosts; // those that were set up
+    std::map<std::string, HostOutcome> outcomes;
+    std::set<std::string> told;               // host + entry whose READY was said
+};
+
+bool given_up(UnitReport const& unit) {
+    // Once more may be chance; three times is not.
+    return unit.state == UnitState::Failed || (unit.state == UnitState::BackOff && unit.restarts >= 3);
+}
+
+/// Takes over one report; true when the host needs no further waiting.
+bool take_report(Wait& wait, std::string const& host, HostReport const& report, bool services_only) {
+    auto const& wanted = wait.hosts.at(host).plan;
+    auto& outcome = wait.outcomes[host];
+    if (report.generation < wanted.desired.generation) return false;
+    bool all = true;
+    std::size_t workers = 0, ready_workers = 0;
+    for (auto const& unit : wanted.desired.units) {
+        bool worker = unit.kind == UnitKind::Worker;
+        workers += worker;
+        if (services_only && worker) continue;
+        auto found = std::ranges::find(report.units, unit.entry, &UnitReport::entry);
+        if (found == report.units.end()) {
+            all = false;
+            continue;
+        }
+        if (found->state == UnitState::Ready) {
+            ready_workers += worker;
+            if (!worker && wait.told.insert(host + "/" + unit.entry).second)
+                wait.say(fmt::format("{}: ready ({})", unit.kind == UnitKind::Queue ? "rabbitmq" : unit.entry, seconds_since(wait.start)));
+        } else if (given_up(*found)) {
+            outcome.error = Error(ErrorKind::Unavailable, fmt::format("{}: {} does not start: {} (log: {})", host, unit.entry, found->detail, unit.log));
+            return true;
+        } else {
+            all = false;
+        }
+    }
+    outcome.workers = ready_workers;
+    if (all && !services_only && wait.told.insert(host).second)
+        wait.say(fmt::format("{}: {} ready ({})", host, counted(workers, "worker"), seconds_since(wait.start)));
+    return all;
+}
+
+milliseconds left(Clock::time_point deadline) {
+    return std::max(milliseconds(0), std::chrono::duration_cast<milliseconds>(deadline - Clock::now()));
+}
+
+/// Follows an agent of this machine until its units are READY.
+void wait_for_local(Wait& wait, std::string const& host, bool services_only) {
+    auto& outcome = wait.outcomes[host];
+    auto const& setup = wait.hosts.at(host);
+    std::string last = "nothing was reported";
+    while (Clock::now() < wait.deadline) {
+        auto client = AgentClient::connect(ledger::HostPaths{setup.plan.state}.socket());
+        if (!client) {
+            if (!process::alive(setup.agent)) {
+                outcome.error = Error(ErrorKind::Unavailable, fmt::format("{}: its agent has ended (log: {})", host, ledger::HostPaths{setup.plan.state}.agent_log().string()));
+                return;
+            }
+            ::poll(nullptr, 0, 20);
+            continue;
+        }
+        if (!client->send(Json{{"op", "watch"}})) continue;
+        for (;;) {
+            auto line = client->receive(left(wait.deadline));
+            if (!line) break; // late, or the agent has gone: looked at above
+            auto document = line->contains("report") ? (*line)["report"] : *line;
+            if (!document.contains("units")) continue;
+            auto report = json_to<HostReport>(document);
+            if (!report) continue;
+            if (take_report(wait, host, *report, services_only)) return;
+            for (auto const& unit : report->units)
+                if (unit.state != UnitState::Ready && (!services_only || unit.kind != UnitKind::Worker))
+                    last = fmt::format("{} is {}{}{}", unit.entry, wire(unit.state), unit.detail.empty() ? "" : ": ", unit.detail);
+        }
+    }
+    outcome.error = Error(ErrorKind::Timeout, fmt::format("{}: not ready after {}: {}", host, seconds_since(wait.start), last));
+}
+
+/// Follows the server's view until all hosts are READY.
+void wait_for_all(Wait& wait) {
+    auto open = [&] {
+        std::vector<std::string> hosts;
+        for (auto const& [host, setup] : wait.hosts)
+            if (!wait.outcomes[host].error && !wait.told.contains(host)) hosts.push_back(host);
+        return hosts;
+    };
+    std::map<std::string, std::string> last;
+    std::int64_t version = 0;
+    while (!open().empty() && Clock::now() < wait.deadline) {
+        auto limit = std::min<milliseconds>(left(wait.deadline), std::chrono::seconds(10));
+        auto url = fmt::format("{}/v1/status?after={}&timeout={}", wait.server, version, std::max<long long>(1, limit.count() / 1000));
+        auto answer = net::http_request("GET", url, {}, {}, limit + std::chrono::seconds(5));
+        if (!answer || answer->status != 200) {
+            ::poll(nullptr, 0, 50);
+            continue;
+        }
+        auto status = parse_json(answer->body);
+        if (!status || !status->is_object()) continue;
+        version = status->value("version", version);
+        for (auto const& document : status->value("hosts", Json::array())) {
+            auto report = json_to<HostReport>(document);
+            if (!report || !wait.hosts.contains(report->host) || wait.outcomes[report->host].error || wait.told.contains(report->host)) continue;
+            if (!document.value("connected", false)) {
+                last[report->host] = "its agent has not reported to the server";
+                continue;
+            }
+            (void)take_report(wait, report->host, *report, false);
+            for (auto const& unit : report->units)
+                if (unit.state != UnitState::Ready)
+                    last[report->host] = fmt::format("{} is {}{}{}", unit.entry, wire(unit.state), unit.detail.empty() ? "" : ": ", unit.detail);
+        }
+    }
+    for (auto const& host : open())
+        wait.outcomes[host].error = Error(ErrorKind::Timeout, fmt::format("{}: not ready after {}: {}", host, seconds_since(wait.start),
+                                                                          last.contains(host) ? last[host] : "its agent has not reported to the server"));
+}
+
+} // namespace
+
+Result<DeployReport> deploy(DeployOptions const& options) {
+    auto start = Clock::now();
+    std::mutex say_mutex;
+    auto say = [&](std::string const& line) {
+        std::lock_guard lock(say_mutex);
+        if (options.say) options.say(line);
+    };
+
+    auto prepared = prepare(options);
+    if (!prepared) return std::unexpected(prepared.error());
+    auto& paths = prepared->paths;
+    auto& config = prepared->config;
+    auto& facts = prepared->facts;
+    bool new_folder = !fs::exists(paths.root);
+
+    auto lock = ledger::LockFile::take(paths.lock(), fmt::format("deploy {}", options.config.string()));
+    if (!lock) return fail(lock.error().kind() == ErrorKind::Conflict ? lock.error().during("another deploy is at work") : lock.error());
+    crash_point("deploy.after-lock");
+    // From here on a refusal leaves nothing behind that was not there before.
+    auto refuse = [&](Error error) -> std::unexpected<Error> {
+        std::error_code ignored;
+        fs::remove(paths.lock(), ignored);
+        if (new_folder) fs::remove(paths.root, ignored); // only if it is empty
+        return std::unexpected(std::move(error));
+    };
+
+    auto state = ledger::replay(paths.ledger());
+    if (!state) return refuse(state.error());
+    bool over = is_over(*state);
+    if (fs::exists(paths.closing()) || state->closing) {
+        if (!over || fs::exists(paths.closing()))
+            return refuse(Error(ErrorKind::Conflict, fmt::format("a kill-all of \"{}\" was begun and is not finished: run ocrctl kill-all --state {} first", config.name, paths.root.string())));
+    }
+    bool fresh = state->entries.empty() || (state->closing && over);
+    auto observed = fresh ? std::map<std::string, Observed>{} : observe(paths, *state);
+
+    auto chosen = choose(config, facts.deployment);
+    if (!chosen) return refuse(chosen.error());
+    if (fresh) facts.deployment.hosts.clear();
+    auto plan = Plan::from(config, facts);
+    facts.deployment.server = plan.server;
+    auto problems = plan.problems;
+    for (auto const& problem : ports_taken(config, plan, observed)) problems.push_back(problem);
+    if (problems.empty()) {
+        auto here = local_driver(plan.local_host);
+        for (auto const& host : plan.hosts) {
+            if (!host.local) continue;
+            for (auto const& problem : missing_on(*here, host, "/proc/self/exe", config.models)) problems.push_back(problem);
+        }
+    }
+    if (!problems.empty()) return refuse(Error(ErrorKind::Unavailable, join(problems, "\n")));
+
+    if (fresh && fs::exists(paths.ledger())) {
+        std::error_code error;
+        fs::rename(paths.ledger(), paths.root / fmt::format("ledger-{}.jsonl", now_millis()), error);
+        if (error) return refuse(errno_error(error.value(), fmt::format("rename {}", paths.ledger().string())));
+        for (auto const& host : plan.hosts) {
+            if (!host.local) continue;
+            ledger::HostPaths here{host.state};
+            fs::rename(here.ledger(), here.root / fmt::format("ledger-{}.jsonl", now_millis()), error);
+        }
+    }
+    if (fresh) { // a Host's desired state of last time is no generation to count from
+        for (auto const& host : plan.hosts) {
+            std::error_code ignored;
+            fs::remove(ledger::HostPaths{paths.host(host.name)}.desired(), ignored);
+        }
+    }
+    auto ledger = ledger::Ledger::open(paths.ledger());
+    if (!ledger) return refuse(ledger.error());
+
+    auto written = save_deployment(paths, facts.deployment);
+    if (written) written = write_file_atomically(paths.config(), prepared->config_text, 0600);
+    if (!written) return std::unexpected(written.error());
+    crash_point("deploy.after-deployment-file");
+
+    // Secrets
+    SetupContext context;
+    context.paths = paths;
+    context.ledger = &*ledger;
+    context.config = &config;
+    context.facts = &facts;
+    std::mutex facts_mutex;
+    context.mutex = &facts_mutex;
+    context.fresh = fresh;
+    context.queue_user = plan.queue_user;
+    std::string cookie;
+    {
+        std::vector<ledger::Record> records;
+        for (char const* name : {kAmqpUrl, kQueuePassword, kErlangCookie, kAgentToken}) records.push_back(ledger::secret(name));
+        written = ledger->append(std::move(records));
+        if (!written) return std::unexpected(written.error());
+        auto token = secret(paths.secrets(), kAgentToken, 32);
+        auto erlang = secret(paths.secrets(), kErlangCookie, 24);
+        Result<std::string> password = std::string("guest");
+        if (config.process_queue.credentials) password = config.process_queue.credentials->password.reveal();
+        else if (plan.rabbitmq) password = secret(paths.secrets(), kQueuePassword, 24);
+        for (auto* made : {&token, &erlang, &password})
+            if (!*made) return std::unexpected(made->error());
+        context.token = *token;
+        context.queue_password = Secret(*password);
+        cookie = *erlang;
+        auto const* local = plan.host(plan.local_host);
+        auto url = amqp_url(plan.queue_user, context.queue_password, local->amqp_host, local->amqp_port, config.process_queue.vhost);
+        written = write_secret(paths.secrets(), kAmqpUrl, url);
+        if (!written) return std::unexpected(written.error());
+    }
+    crash_point("deploy.after-secrets");
+
+    for (auto const& folder : {paths.logs(), paths.job_logs(), paths.store().parent_path()}) {
+        written = make_folder(folder);
+        if (!written) return std::unexpected(written.error());
+    }
+    if (plan.rabbitmq) {
+        written = write_rabbitmq_files(*plan.rabbitmq, plan.queue_user, context.queue_password, Secret(cookie));
+        if (!written) return std::unexpected(written.error());
+    }
+    written = write_file_atomically(paths.root / "server.json", plan.server_settings.dump(2) + "\n", 0600);
+    if (!written) return std::unexpected(written.error());
+    crash_point("deploy.after-queue-files");
+
+    // Hosts, in parallel; each sentence names its host.
+    Wait wait;
+    wait.say = say;
+    wait.start = start;
+    wait.deadline = start + options.limit;
+    wait.local_host = plan.local_host;
+    wait.server = plan.server;
+    std::mutex mutex;
+    context.say = [&](std::string const& host, std::string const& text) { say(fmt::format("{}: {} ({})", host, text, seconds_since(start))); };
+    std::vector<std::string> hosts;
+    for (auto const& host : plan.hosts) hosts.push_back(host.name);
+    in_parallel(hosts, static_cast<std::size_t>(std::max(1, config.parallel_hosts)), [&](std::string const& host) {
+        auto result = setup_host(context, host);
+        std::lock_guard guard(mutex);
+        auto& outcome = wait.outcomes[host];
+        outcome.host = host;
+        if (result) wait.hosts.emplace(host, std::move(*result));
+        else outcome.error = result.error();
+    });
+    for (auto const& [host, outcome] : wait.outcomes)
+        if (outcome.error) say(fmt::format("{}", outcome.error->message()));
+    crash_point("deploy.before-wait");
+
+    // Services first: without the server nobody tells about the other hosts.
+    if (wait.hosts.contains(plan.local_host)) {
+        wait_for_local(wait, plan.local_host, true);
+        if (!wait.outcomes[plan.local_host].error) {
+            crash_point("deploy.after-services-ready");
+            wait_for_all(wait);
+        } else {
+            for (auto const& [host, setup] : wait.hosts)
+                if (!wait.outcomes[host].error) wait.outcomes[host].error = Error(ErrorKind::Unavailable, fmt::format("{}: the server is not running", host));
+        }
+    }
+    crash_point("deploy.before-ready");
+    std::vector<ledger::Record> ready;
+    for (auto const& [host, setup] : wait.hosts)
+        if (!wait.outcomes[host].error) ready.push_back(ledger::ready(agent_entry(host)));
+    if (!ready.empty()) {
+        written = ledger->append(std::move(ready));
+        if (!written) return std::unexpected(written.error());
+    }
+    crash_point("deploy.after-ready");
+
+    DeployReport report;
+    report.id = facts.deployment.id;
+    report.name = config.name;
+    report.state = paths.root;
+    report.server = plan.server;
+    report.queue = fmt::format("amqp://{}", config::host_port(plan.host(plan.local_host)->amqp_host, plan.host(plan.local_host)->amqp_port));
+    for (auto const& host : plan.hosts) report.hosts.push_back(wait.outcomes[host.name]);
+    report.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    return report;
+}
+
+Result<PlanReport> plan(DeployOptions const& options, bool reach_hosts) {
+    auto prepared = prepare(options);
+    if (!prepared) return std::unexpected(prepared.error());
+    auto& facts = prepared->facts;
+    auto state = ledger::replay(prepared->paths.ledger());
+    if (!state) return std::unexpected(state.error());
+    bool fresh = state->entries.empty() || (state->closing && is_over(*state));
+    auto observed = fresh ? std::map<std::string, Observed>{} : observe(prepared->paths, *state);
+    // Ports are chosen by deploy; until then the plan says "a free port".
+    if (prepared->config.process_queue.port != 0) facts.deployment.queue.port = prepared->config.process_queue.port;
+    auto wanted = Plan::from(prepared->config, facts);
+    PlanReport report;
+    report.name = prepared->config.name;
+    report.state = prepared->paths.root;
+    report.steps = changes(wanted, observed);
+    report.problems = wanted.problems;
+    report.changed = std::ranges::any_of(report.steps, [](auto const& step) { return step.verb != Verb::Keep; });
+    for (auto const& problem : ports_taken(prepared->config, wanted, observed)) report.problems.push_back(problem);
+    std::mutex mutex;
+    std::vector<std::string> hosts;
+    for (auto const& host : wanted.hosts)
+        if (host.local || reach_hosts) hosts.push_back(host.name);
+    in_parallel(hosts, 8, [&](std::string const& name) {
+        auto const& host = *wanted.host(name);
+        std::vector<std::string> problems;
+        if (host.local) {
+            problems = missing_on(*local_driver(name), host, "/proc/self/exe", prepared->config.models);
+        } else {
+            HostRecord record;
+            record.connection = "ssh";
+            record.address = host.config->address;
+            record.port = host.config->port;
+            record.username = host.config->login.username;
+            record.private_key = host.config->login.private_key.string();
+            record.use_agent = host.config->login.use_agent;
+            record.host_key = host.config->host_key;
+            record.known_hosts = host.config->known_hosts.string();
+            remote::SshTarget target{name, record.address, record.port, record.username, record.private_key, host.config->login.password, record.use_agent, record.host_key, record.known_hosts};
+            auto driver = ssh_driver(std::move(target));
+            if (!driver) problems.push_back(driver.error().message());
+        }
+        std::lock_guard lock(mutex);
+        for (auto& problem : problems) report.problems.push_back(std::move(problem));
+    });
+    return report;
+}
+
+// --- Converge ------------------------------------------------------------------------------------------------------
+
+struct Converge::Impl {
+    ledger::StatePaths paths;
+    std::mutex mutex;
+    std::weak_ptr<ledger::LockFile> lock; // shared by the calls at work
+
+    Result<std::shared_ptr<ledger::LockFile>> take_lock(std::string const& host) {
+        std::lock_guard guard(mutex);
+        if (auto held = lock.lock()) return held;
+        auto taken = ledger::LockFile::take(paths.lock(), fmt::format("serve (brings back {})", host));
+        if (!taken) return std::unexpected(taken.error());
+        auto shared = std::make_shared<ledger::LockFile>(std::move(*taken));
+        lock = shared;
+        return shared;
+    }
+};
+
+Converge::Converge(fs::path state) : impl_(std::make_unique<Impl>()) { impl_->paths.root = std::move(state); }
+Converge::~Converge() = default;
+
+Result<void> Converge::bring_back(std::string const& host) {
+    auto const& paths = impl_->paths;
+    auto closing = [&] { return fs::exists(paths.closing()); };
+    auto refused = [&] { return fail(ErrorKind::Conflict, "{}: the deployment is closing", host); };
+    if (closing()) return refused();
+    auto lock = impl_->take_lock(host);
+    if (!lock) return fail(lock.error().during(host));
+    if (closing()) return refused();
+
+    auto deployment = load_deployment(paths);
+    if (!deployment) return std::unexpected(deployment.error());
+    auto text = read_file(paths.config());
+    if (!text) return std::unexpected(text.error());
+    auto loaded = config::load_text(*text, deployment->config);
+    if (!loaded.problems.empty()) return fail(ErrorKind::Invalid, "{}", loaded.problems.front().text());
+    auto ledger = ledger::Ledger::open(paths.ledger());
+    if (!ledger) return std::unexpected(ledger.error());
+    auto token = read_file(paths.secrets() / kAgentToken);
+    if (!token) return std::unexpected(token.error());
+
+    Facts facts;
+    facts.state = paths;
+    facts.deployment = *deployment;
+    facts.build = deployment->build;
+    facts.rabbitmq = find_rabbitmq();
+    auto build = own_build();
+    if (!build) return std::unexpected(build.error());
+    if (*build != deployment->build) return fail(ErrorKind::Conflict, "{}: this server is of build {}, the deployment of {}: a deploy is due", host, *build, deployment->build);
+    auto plan = Plan::from(loaded.config, facts);
+
+    SetupContext context;
+    context.paths = paths;
+    context.ledger = &*ledger;
+    context.config = &loaded.config;
+    context.facts = &facts;
+    std::mutex facts_mutex;
+    context.mutex = &facts_mutex;
+    context.token = *token;
+    context.queue_user = plan.queue_user;
+    if (loaded.config.process_queue.credentials) context.queue_password = loaded.config.process_queue.credentials->password;
+    else if (plan.queue_kind == "external") context.queue_password = Secret("guest");
+    else {
+        auto password = read_file(paths.secrets() / kQueuePassword);
+        if (!password) return std::unexpected(password.error());
+        context.queue_password = Secret(*password);
+    }
+    auto done = setup_host(context, host);
+    if (!done) return std::unexpected(done.error());
+    return {};
+}
+
+} // namespace ocrctl::deployer
