@@ -3,6 +3,8 @@
 #include "lib/base/files.hpp"
 #include "lib/base/text.hpp"
 #include "lib/config/section.hpp"
+#include "lib/parameters/parameters.hpp"
+#include "lib/tools/catalogue.hpp"
 
 #include <algorithm>
 #include <arpa/inet.h>
@@ -426,6 +428,20 @@ void check_database(Deployment const& c, bool given, Reading& reading) {
         reading.warning("database", fmt::format("this version keeps its data in the embedded database and leaves MongoDB ({}) alone", c.database.address));
 }
 
+/// What a group preloads must be what its Processor declares; a required parameter may come with the Job.
+void check_parameters_of_groups(Deployment const& c, Reading& reading) {
+    for (std::size_t h = 0; h < c.hosts.size(); ++h)
+        for (std::size_t w = 0; w < c.hosts[h].workers.size(); ++w) {
+            auto const& group = c.hosts[h].workers[w];
+            auto const* declared = tools::builtin_tool(group.processor);
+            if (!declared || group.parameters.empty()) continue;
+            auto tool = *declared;
+            for (auto& parameter : tool["parameters"]) parameter.erase("required");
+            if (auto checked = parameters::check_parameters(tool, group.parameters); !checked)
+                reading.problem(worker_path(h, w) + ".parameters", checked.error().message());
+        }
+}
+
 void check_deploy_types(Deployment const& c, Reading& reading) {
     for (std::size_t h = 0; h < c.hosts.size(); ++h)
         for (std::size_t w = 0; w < c.hosts[h].workers.size(); ++w)
@@ -460,6 +476,7 @@ Loaded load_text(std::string_view yaml, std::filesystem::path const& file) {
                 check_reach(c, reading);
                 check_auth(c, reading);
                 check_database(c, top.has("database"), reading);
+                check_parameters_of_groups(c, reading);
                 check_deploy_types(c, reading);
             }
         }

@@ -1,14 +1,19 @@
 // Words and addresses: what other parts ask about a configuration that was read.
 #include "lib/config/config.hpp"
 
+#include "lib/tools/catalogue.hpp"
+
 #include <algorithm>
 #include <arpa/inet.h>
 
 namespace ocrctl::config {
 
 std::vector<std::string> const& builtin_processors() {
-    static std::vector<std::string> const names = {"ocrd-ocrctl-binarize", "ocrd-ocrctl-deskew", "ocrd-ocrctl-dummy",
-                                                   "ocrd-ocrctl-export",   "ocrd-ocrctl-recognize", "ocrd-ocrctl-segment"};
+    static std::vector<std::string> const names = [] {
+        std::vector<std::string> all;
+        for (auto const& [name, _] : tools::builtin_tools().items()) all.push_back(name);
+        return all;
+    }();
     return names;
 }
 

@@ -191,7 +191,9 @@ std::vector<std::string> faults_of(Json const& schema, Json const& checked, vali
             seconds.push_back(fmt::format("[{}] {}", place.text(), error.description));
         }
     }
-    return faults.empty() ? seconds : faults;
+    if (faults.empty()) faults = std::move(seconds);
+    std::ranges::sort(faults); // valijson's order is none
+    return faults;
 }
 
 } // namespace

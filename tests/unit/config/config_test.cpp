@@ -121,8 +121,9 @@ hosts:
     name: here
     env: {OMP_NUM_THREADS: 1}
     workers:
-      - {name: ocrd-ocrctl-recognize, instances: 4, parameters: {model: Fraktur+deu, dpi: 300, overwrite_segments: true, zip: 007, padding: 1.5}}
-      - {processor: ocrd-tesserocr-recognize, name: latin, kind: managed, executable: /opt/ocrd/bin/ocrd-tesserocr-recognize, page_timeout: 5m}
+      - {name: ocrd-ocrctl-recognize, instances: 4, parameters: {model: Fraktur+deu}}
+      - {processor: ocrd-tesserocr-recognize, name: latin, kind: managed, executable: /opt/ocrd/bin/ocrd-tesserocr-recognize, page_timeout: 5m,
+         parameters: {model: Fraktur+deu, dpi: 300, overwrite_segments: true, zip: 007, padding: 1.5, quoted: "3", none: ~, list: [1, a]}}
   - name: ocr1
     address: ocr1.example.org
     port: 2222
@@ -148,10 +149,11 @@ hosts:
     auto const& recognize = c.hosts[0].workers[0];
     EXPECT_EQ(recognize.kind, WorkerKind::Managed);
     EXPECT_EQ(recognize.count, 4);
-    EXPECT_EQ(recognize.parameters, Json::parse(R"({"model":"Fraktur+deu","dpi":300,"overwrite_segments":true,"zip":"007","padding":1.5})"));
+    EXPECT_EQ(recognize.parameters, Json({{"model", "Fraktur+deu"}}));
     auto const& latin = c.hosts[0].workers[1];
     EXPECT_EQ(latin.name, "latin");
     EXPECT_EQ(latin.processor, "ocrd-tesserocr-recognize");
+    EXPECT_EQ(latin.parameters, Json::parse(R"({"model":"Fraktur+deu","dpi":300,"overwrite_segments":true,"zip":"007","padding":1.5,"quoted":"3","none":null,"list":[1,"a"]})"));
     EXPECT_EQ(latin.page_timeout, std::chrono::minutes(5));
     EXPECT_EQ(c.hosts[0].env.at("OMP_NUM_THREADS"), "1");
     EXPECT_EQ(c.hosts[1].connection, Connection::Ssh);
@@ -291,6 +293,13 @@ TEST(Config, SuggestsTheBuiltInProcessorThatWasMeant) {
               "config.yml:1:46: hosts[0].workers[0].name: no such Processor in ocrctl (did you mean \"ocrd-ocrctl-binarize\"?)\n");
     EXPECT_EQ(problems("hosts: [{connection: local, workers: [{name: tesserocr-recognize}]}]\n"),
               "config.yml:1:46: hosts[0].workers[0].name: a Processor's name begins with \"ocrd-\", got \"tesserocr-recognize\"\n");
+}
+
+TEST(Config, ChecksTheParametersOfBuiltInProcessors) {
+    EXPECT_EQ(problems("hosts: [{connection: local, workers: [{name: ocrd-ocrctl-dummy, parameters: {copy_file: true, delay_ms: soon}}]}]\n"),
+              "config.yml:1:77: hosts[0].workers[0].parameters: [] Additional properties are not allowed ('copy_file' was unexpected; did you mean 'copy_files'?); "
+              "[delay_ms] 'soon' is not of type 'number'\n");
+    EXPECT_EQ(problems("hosts: [{connection: local, workers: [{name: ocrd-ocrctl-dummy, parameters: {delay_ms: 5}}]}]\n"), "");
 }
 
 TEST(Config, AllowsOneKindOfWorkerPerProcessor) {
