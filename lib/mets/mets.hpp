@@ -18,7 +18,7 @@ namespace ocrctl::mets {
 struct File {
     std::string group, id, mimetype;
     std::string page_id; // the first page that points to it; "": of the whole document
-    std::string path;    // METS-relative, decoded, as it lies on disk; "" without a local location
+    std::string path;    // METS-relative, decoded; "" without a local location
     std::string url;     // remote location as written; "" without one
     bool escapes = false; // its local location lies outside the workspace: path is "" and the file cannot be used
     std::string href;    // the local location as written
@@ -73,6 +73,8 @@ public:
     File const* find(std::string_view id, std::string_view group = {}) const noexcept;
     /// In document order. Invalid: a bad regular expression, a page selector that matches nothing.
     Result<std::vector<File const*>> find_files(Query const& query) const;
+    /// True if an entry has this METS-relative path.
+    bool names_path(std::string const& path) const noexcept;
     /// Files of one page in one group, in the order of the page's pointers.
     std::vector<File const*> files_of(std::string_view page, std::string_view group) const;
 
@@ -85,9 +87,8 @@ public:
     std::vector<Agent> agents() const;
 
     /// Adds a file; `url` in addition to, or instead of, file.path. Its page is made if there is none such; a file
-    /// without page_id has no page. The same entry again is success and changes nothing. Invalid: bad id, bad group
-    /// name, a path that leaves the workspace. Conflict: the id is taken in that group ("already exists"): with
-    /// another page or MIME type always, with another location unless `force`, which replaces the location.
+    /// without page_id has no page. Invalid: bad id, bad group name, a path that leaves the workspace. Conflict: the id is
+    /// taken in that group ("already exists"); `force` then replaces its locations if page and MIME type are the same.
     Result<void> add_file(FileRef const& file, bool force = false, std::string const& url = {});
 
     /// Sets the local location of a file that has only a URL; the URL stays beside it. NotFound.
@@ -114,6 +115,7 @@ public:
     Result<void> reload();
 
 private:
+    friend Result<void> check_file(Mets const& mets, FileRef const& file);
     struct Impl;
     explicit Mets(std::unique_ptr<Impl> impl);
     std::unique_ptr<Impl> impl_;
@@ -153,6 +155,9 @@ struct RunFiles {
     Provenance provenance;            // empty name: no agent
     std::vector<std::string> input_groups, output_groups;
 };
+
+/// What add_file would say about id, group name and path; changes nothing.
+Result<void> check_file(Mets const& mets, FileRef const& file);
 
 /// Adds the files of a run and one agent per step, version, parameters and groups: an agent that is already there word
 /// for word is not repeated, so Jobs of single pages leave one. Applying the same run again changes nothing. All files
