@@ -38,6 +38,7 @@ Result<Token> read_token(std::string_view raw) {
         token.text.remove_prefix(prefix.size());
         return true;
     };
+    token.negated = take("~"); // OCR-D has it behind the prefix; in front of it nothing else can be meant
     bool const physical = take("physical:"), logical = !physical && take("logical:");
     for (std::size_t i = 0; i < kAttributes.size(); ++i)
         if ((physical && !kAttributes[i].logical) || (logical && kAttributes[i].logical) || (!physical && !logical))
@@ -51,10 +52,7 @@ Result<Token> read_token(std::string_view raw) {
                 break;
             }
         }
-    if (token.text.starts_with('~')) {
-        token.negated = true;
-        token.text.remove_prefix(1);
-    }
+    token.negated = take("~") || token.negated;
     if (token.text.empty() || token.text == "//")
         return fail(ErrorKind::Invalid, "page selector has an empty token{}", trim(raw).empty() ? "" : fmt::format(": '{}'", raw));
     return token;
