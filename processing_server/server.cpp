@@ -1,0 +1,229 @@
+#include "processing_server/server.hpp"
+
+#include "lib/async/within.hpp"
+#include "lib/base/files.hpp"
+#include "lib/base/text.hpp"
+#include "lib/log/fields.hpp"
+#include "lib/net/server.hpp"
+#include "lib/store/sqlite.hpp"
+#include "processing_server/routes.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <fcntl.h>
+#include <sys/file.h>
+
+namespace ocrctl::server {
+
+namespace field = log::field;
+using log::kv;
+using namespace std::chrono_literals;
+
+// In the order of dependence: destruction runs backwards.
+struct ProcessingServer::Parts {
+    Parts(asio::io_context& context, Settings s, Converger* c)
+        : io(context.get_executor()), settings(std::move(s)), pool(4), tasks(io, "server"), workspaces(io, pool),
+          agents(io, settings, c), status_changed(io) {}
+    ~Parts() {
+        if (store) store->close();
+        pool.join();
+    }
+
+    awaitable<Result<void>> start();
+    awaitable<Result<void>> recover();
+    awaitable<void> stop(std::chrono::milliseconds limit);
+    awaitable<void> housekeeping();
+    void job_ended(Job const& job);
+    void agent_reported(HostReport const& report);
+
+    asio::any_io_executor io;
+    log::Logger log{"server"};
+    Settings settings;
+    Fd lock; // one server on this state
+    std::string url;
+    int port = 0;
+    bool started = false, stopping = false;
+    asio::thread_pool pool; // METS, files, catalogues: whatever blocks
+    TaskGroup tasks;
+    std::unique_ptr<store::Store> store;         // the truth about Jobs
+    Workspaces workspaces;                       // METS files in memory
+    std::unique_ptr<JobBook> book;               // open Jobs
+    std::unique_ptr<Dispatcher> dispatcher;      // into the broker
+    std::unique_ptr<Results> results;            // out of it
+    std::unique_ptr<Callbacks> callbacks;        // to clients
+    std::unique_ptr<JobService> jobs;            // what clients ask for
+    AgentHub agents;                             // host agents
+    Event status_changed;
+    std::uint64_t version = 1;
+    std::map<std::string, std::set<JobId>> running; // host -> what its last report said
+    net::Router router;
+    std::unique_ptr<net::HttpServer> http;
+};
+
+awaitable<Result<void>> ProcessingServer::Parts::start() {
+    auto amqp = read_file(settings.amqp_file);
+    if (!amqp) co_return fail(amqp.error().during("read the broker's address"));
+    auto broker = queue::parse_broker_url(trim(*amqp));
+    if (!broker) co_return fail(broker.error().during(settings.amqp_file.native()));
+    if (auto made = make_folder(settings.state / "logs" / "jobs"); !made) co_return std::unexpected(made.error());
+
+    lock = Fd(::open((settings.state / "server.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+    if (!lock) co_return fail(errno_error(errno, "open " + (settings.state / "server.lock").native()));
+    if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0)
+        co_return fail(ErrorKind::Conflict, "another processing server runs on {}", settings.state.native());
+    auto opened = store::open_sqlite({.file = settings.state / "store" / "ocrctl.sqlite"});
+    if (!opened) co_return std::unexpected(opened.error());
+    store = std::move(*opened);
+    book = std::make_unique<JobBook>(io, *store);
+    dispatcher = std::make_unique<Dispatcher>(io, settings, *store, *book, workspaces, *broker);
+    results = std::make_unique<Results>(io, pool, settings, *store, *book, workspaces, *dispatcher, *broker);
+    callbacks = std::make_unique<Callbacks>(io, *store);
+    jobs = std::make_unique<JobService>(settings, *store, *book, workspaces, *dispatcher, pool);
+    if (auto loaded = jobs->load_tools(); !loaded) co_return loaded;
+    if (agents.closing()) jobs->close_intake();
+
+    book->on_end = [this](Job const& job) { job_ended(job); };
+    agents.on_report = [this](HostReport const& report) { agent_reported(report); };
+    agents.on_change = [this] {
+        ++version;
+        dispatcher->set_ready(agents.ready());
+    };
+    agents.wanted = [this](JobId const& id) { return book->known_state(id) != JobState::Cancelled; };
+
+    // The port is taken first: what is in use is said before anything is done. Until the Jobs are in memory it answers 503.
+    net::ServerOptions options;
+    options.max_body = settings.max_body;
+    add_routes(router, RouteContext{settings, *jobs, *book, *dispatcher, *results, agents, *callbacks, pool, url, started, status_changed, version});
+    http = std::make_unique<net::HttpServer>(io, router, options);
+    auto bound = http->listen(settings.address, static_cast<std::uint16_t>(settings.port));
+    if (!bound) co_return std::unexpected(bound.error());
+    url = bound->url;
+    port = bound->port;
+    if (auto recovered = co_await recover(); !recovered) co_return recovered;
+    results->start();
+    agents.start();
+    tasks.spawn("housekeeping", housekeeping());
+    started = true;
+    log.info("server.listening", kv(field::kAddress, url), kv("open_jobs", book->size()));
+    co_return Result<void>{};
+}
+
+awaitable<Result<void>> ProcessingServer::Parts::recover() {
+    auto open = co_await store->open_jobs();
+    if (!open) co_return std::unexpected(open.error());
+    auto outcomes = co_await store->outcomes();
+    if (!outcomes) co_return std::unexpected(outcomes.error());
+    auto counts = co_await store->counts();
+    if (!counts) co_return std::unexpected(counts.error());
+    auto epoch = co_await store->value("epoch");
+    if (!epoch) co_return std::unexpected(epoch.error());
+    auto to_tell = co_await store->callbacks();
+    if (!to_tell) co_return std::unexpected(to_tell.error());
+
+    // Ended Jobs are counted by the Store, open ones as they are taken in.
+    std::erase_if(*counts, [](auto const& entry) { return !is_final(entry.first); });
+    book->set_counts(*counts);
+    std::set<WorkflowId> workflows;
+    std::set<JobId> ids;
+    for (auto const& job : *open) {
+        ids.insert(job.id);
+        if (!job.workflow.empty()) workflows.insert(job.workflow);
+    }
+    for (auto const& id : workflows) {
+        auto states = co_await store->workflow_counts(id);
+        if (!states) co_return std::unexpected(states.error());
+        WorkflowCounts final;
+        for (auto const& one : *states)
+            if (is_final(one.state)) final[one.processor][one.state] = one.count;
+        book->set_workflow(id, std::move(final));
+    }
+    std::set<JobId> asked;
+    for (auto const& job : *open)
+        for (auto const& dependency : job.depends_on)
+            if (!ids.contains(dependency)) asked.insert(dependency);
+    std::unordered_map<JobId, JobState> ended;
+    if (!asked.empty()) {
+        auto found = co_await store->jobs({asked.begin(), asked.end()});
+        if (!found) co_return std::unexpected(found.error());
+        for (auto const& job : *found) ended[job.id] = job.state;
+    }
+    std::vector<Ending> cancelled;
+    for (auto& job : *open) {
+        auto id = job.id;
+        auto committed = job.committed;
+        if (book->recover(std::move(job), ended, committed) == JobState::Cancelled)
+            cancelled.push_back(Ending{id, JobState::Cancelled, "a Job that it depends on failed or was cancelled"});
+    }
+    if (!cancelled.empty()) tasks.spawn("end", book->end(std::move(cancelled), {}));
+    results->recover(*outcomes);
+    for (auto const& job : *to_tell) callbacks->tell(job);
+    dispatcher->start(epoch->value_or(""));
+    if (book->size() > 0) log.info("server.recovered", kv("open_jobs", book->size()), kv("results", outcomes->size()));
+    co_return Result<void>{};
+}
+
+void ProcessingServer::Parts::job_ended(Job const& job) {
+    log.debug("job.ended", kv(field::kJob, job.id.str()), kv("state", wire(job.state)));
+    if (job.state == JobState::Failed) log.info("job.failed", kv(field::kJob, job.id.str()), kv(field::kProcessor, job.target.name), kv(field::kReason, job.reason));
+    if (job.state == JobState::Cancelled) agents.cancel(job.id);
+    callbacks->tell(job);
+    if (!job.result_queue_name.empty() && job.state != JobState::Cancelled) dispatcher->post_message(job.result_queue_name, dump(result_message(job)));
+    auto last = book->open_in(job.workspace) == 0;
+    if (job.state != JobState::Success || last) // what other runs left behind
+        asio::post(pool, [folder = std::filesystem::path(job.workspace) / ".ocrctl", id = job.id.str(), last] {
+            remove_tree(folder / id);
+            std::error_code ignored;
+            if (last) std::filesystem::remove(folder, ignored); // only if it is empty
+        });
+}
+
+// RUNNING is what Workers say: a report names the Jobs that its host's Workers hold now.
+void ProcessingServer::Parts::agent_reported(HostReport const& report) {
+    std::set<JobId> now;
+    for (auto const& unit : report.units) {
+        if (unit.job.empty()) continue;
+        JobId id(unit.job);
+        now.insert(id);
+        if (auto* open = book->find(id)) book->set_running(*open, true, unit.entry);
+    }
+    auto& before = running[report.host];
+    for (auto const& id : before)
+        if (!now.contains(id))
+            if (auto* open = book->find(id); open != nullptr && open->job.slot.str().starts_with(report.host + "/")) book->set_running(*open, false, "");
+    before = std::move(now);
+}
+
+awaitable<void> ProcessingServer::Parts::housekeeping() {
+    while (!stopping && co_await pause(1000ms)) {
+        workspaces.close_idle(60s);
+        if (agents.closing()) jobs->close_intake();
+    }
+}
+
+awaitable<void> ProcessingServer::Parts::stop(std::chrono::milliseconds limit) {
+    if (stopping) co_return;
+    stopping = true;
+    log.info("server.stopping");
+    if (jobs) jobs->close_intake();
+    co_await agents.stop();
+    if (http) co_await http->stop(std::min<std::chrono::milliseconds>(limit, 2s));
+    if (results) co_await results->stop(limit);
+    if (book) book->stop();
+    if (callbacks) co_await callbacks->stop();
+    if (dispatcher) co_await dispatcher->stop();
+    tasks.cancel();
+    co_await tasks.join();
+    if (store) store->close();
+    log.info("server.stopped");
+}
+
+ProcessingServer::ProcessingServer(asio::io_context& io, Settings settings, Converger* converger)
+    : parts_(std::make_unique<Parts>(io, std::move(settings), converger)) {}
+ProcessingServer::~ProcessingServer() = default;
+
+awaitable<Result<void>> ProcessingServer::start() { return parts_->start(); }
+awaitable<void> ProcessingServer::stop(std::chrono::milliseconds limit) { return parts_->stop(limit); }
+std::string const& ProcessingServer::url() const noexcept { return parts_->url; }
+int ProcessingServer::port() const noexcept { return parts_->port; }
+
+} // namespace ocrctl::server
