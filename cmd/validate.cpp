@@ -8,7 +8,7 @@
 #include <cstdio>
 #include <memory>
 
-namespace ocrctl {
+namespace ocrctl::cmd {
 
 namespace {
 
@@ -89,4 +89,4 @@ void add_validate(CLI::App& app, int& exit_code) {
     command->callback([options, &exit_code] { exit_code = validate(options->file, options->json); });
 }
 
-} // namespace ocrctl
+} // namespace ocrctl::cmd
