@@ -1,6 +1,5 @@
 #include "deployer/deployer.hpp"
 
-#include "deployer/agent_client.hpp"
 #include "deployer/converge.hpp"
 #include "deployer/host_setup.hpp"
 #include "deployer/ports.hpp"
@@ -8,6 +7,7 @@
 #include "lib/base/files.hpp"
 #include "lib/base/ids.hpp"
 #include "lib/base/text.hpp"
+#include "lib/hostops/control_client.hpp"
 #include "lib/ledger/ledger.hpp"
 #include "lib/ledger/lock.hpp"
 #include "lib/net/client.hpp"
@@ -20,6 +20,7 @@
 namespace ocrctl::deployer {
 
 namespace fs = std::filesystem;
+using hostops::ControlClient;
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
@@ -227,7 +228,7 @@ void wait_for_local(Wait& wait, std::string const& host, bool services_only) {
     auto const& setup = wait.hosts.at(host);
     std::string last = "nothing was reported";
     while (Clock::now() < wait.deadline) {
-        auto client = AgentClient::connect(ledger::HostPaths{setup.plan.state}.socket());
+        auto client = ControlClient::connect(setup.plan.state);
         if (!client) {
             if (!process::alive(setup.agent)) {
                 outcome.error = Error(ErrorKind::Unavailable, fmt::format("{}: its agent has ended (log: {})", host, ledger::HostPaths{setup.plan.state}.agent_log().string()));
@@ -468,6 +469,12 @@ Result<DeployReport> deploy(DeployOptions const& options) {
     for (auto const& host : plan.hosts) report.hosts.push_back(wait.outcomes[host.name]);
     report.seconds = std::chrono::duration<double>(Clock::now() - start).count();
     return report;
+}
+
+Result<fs::path> state_of(DeployOptions const& options) {
+    auto config = config::load_or_error(options.config);
+    if (!config) return std::unexpected(config.error());
+    return fs::absolute(ledger::state_folder(config->name, options.state.empty() ? config->state : options.state)).lexically_normal();
 }
 
 Result<PlanReport> plan(DeployOptions const& options, bool reach_hosts) {

@@ -39,6 +39,9 @@ struct DeployReport {
 /// lock is held: by whom; a port is in use; a kill-all is unfinished), Unavailable (RabbitMQ is not installed, ...).
 Result<DeployReport> deploy(DeployOptions const& options);
 
+/// The state folder that a deploy with these options would use. Usage: the config is wrong.
+Result<std::filesystem::path> state_of(DeployOptions const& options);
+
 struct PlanReport {
     std::string name;
     std::filesystem::path state;

@@ -1,9 +1,9 @@
 #include "deployer/host_setup.hpp"
 
-#include "deployer/agent_client.hpp"
 #include "lib/base/crash_point.hpp"
 #include "lib/base/files.hpp"
 #include "lib/base/text.hpp"
+#include "lib/hostops/control_client.hpp"
 
 #include <algorithm>
 #include <csignal>
@@ -14,6 +14,7 @@
 namespace ocrctl::deployer {
 
 namespace fs = std::filesystem;
+using hostops::ControlClient;
 using remote::shell_quote;
 
 OCRCTL_JSON_FIELDS(HostRecord, connection, address, port, username, private_key, host_key, known_hosts, password_file, use_agent, state, binary)
@@ -143,10 +144,10 @@ Result<DesiredState> write_desired(SetupContext& context, HostPlan const& plan) 
 }
 
 /// Until the agent's socket answers or the agent has ended.
-Result<AgentClient> wait_for_socket(ledger::HostPaths const& paths, process::Identity const& agent, std::chrono::milliseconds limit) {
+Result<ControlClient> wait_for_socket(ledger::HostPaths const& paths, process::Identity const& agent, std::chrono::milliseconds limit) {
     auto deadline = std::chrono::steady_clock::now() + limit;
     for (;;) {
-        auto client = AgentClient::connect(paths.socket());
+        auto client = ControlClient::connect(paths.root);
         if (client) return client;
         if (!process::alive(agent)) {
             auto log = read_file(paths.agent_log());
@@ -175,8 +176,8 @@ Result<void> wait_until_gone(HostDriver& driver, process::Identity const& identi
 /// Ends the agent alone: what it supervises goes on and is adopted by the next one.
 Result<void> end_agent(HostDriver& driver, HostPlan const& plan, process::Identity const& agent) {
     if (driver.local()) {
-        if (auto client = AgentClient::connect(ledger::HostPaths{plan.state}.socket())) {
-            auto asked = client->request(Json{{"op", "exit"}}, std::chrono::seconds(3));
+        if (auto client = ControlClient::connect(plan.state)) {
+            auto asked = client->ask(Json{{"op", "exit"}}, std::chrono::seconds(3));
             if (asked && wait_until_gone(driver, agent, std::chrono::seconds(5))) return {};
         }
         (void)process::signal_one(agent, SIGKILL);
@@ -332,7 +333,7 @@ Result<SetupResult> setup_host(SetupContext& context, std::string const& host) {
         if (!ended) return during(ended.error());
         agent.reset();
     }
-    if (agent && wanted->local && !AgentClient::connect(there.socket())) { // it lives but nobody is at home
+    if (agent && wanted->local && !ControlClient::connect(there.root)) { // it lives but nobody is at home
         auto ended = end_agent(**driver, *wanted, *agent);
         if (!ended) return during(ended.error());
         agent.reset();
@@ -366,7 +367,7 @@ Result<SetupResult> setup_host(SetupContext& context, std::string const& host) {
         auto ready = context.ledger->append(ledger::ready(entry));
         if (!ready) return during(ready.error());
         crash_point("deploy.after-agent-ready");
-        auto applied = client->request(Json{{"op", "apply"}, {"desired", Json(*desired)}});
+        auto applied = client->ask(Json{{"op", "apply"}, {"desired", Json(*desired)}});
         if (!applied) return during(applied.error());
         crash_point("deploy.after-apply");
     }

@@ -1,0 +1,176 @@
+#include "deployer/kill_all.hpp"
+
+#include "deployer/deployment_file.hpp"
+#include "deployer/host_ops.hpp"
+#include "deployer/host_setup.hpp"
+#include "lib/base/files.hpp"
+#include "lib/base/text.hpp"
+#include "lib/ledger/ledger.hpp"
+#include "lib/ledger/lock.hpp"
+#include "lib/net/client.hpp"
+
+#include <algorithm>
+#include <mutex>
+#include <thread>
+
+namespace ocrctl::deployer {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+/// One Host on its way to empty. Each is worked on by one thread at a time.
+struct Target {
+    std::string name;
+    HostRecord record;
+    std::unique_ptr<HostOps> ops;    // nothing while it is unreachable
+    std::optional<Error> unreachable;
+    std::vector<std::string> left;
+};
+
+void each(std::vector<Target>& targets, std::function<void(Target&)> const& work) {
+    std::vector<std::jthread> threads;
+    for (auto& target : targets)
+        if (!target.unreachable) threads.emplace_back([&work, &target] { work(target); });
+}
+
+void give_up(Target& target, Error const& error) {
+    target.unreachable = error.message().find(target.name) == std::string::npos ? error.during(target.name) : error;
+    target.ops.reset();
+}
+
+/// Of the central state folder, what is neither data nor logs nor a Ledger.
+void tidy_central(ledger::StatePaths const& paths) {
+    remove_tree(paths.secrets());
+    remove_tree(paths.root / "server.json");
+    for (char const* name : {"home", "data/pid", "data/config", "inetrc", "enabled_plugins", "rabbitmq.conf", "rabbitmq-env.conf", "definitions.json", "advanced.config"})
+        remove_tree(paths.rabbitmq() / name);
+    std::error_code error;
+    for (auto const& host : fs::directory_iterator(paths.hosts(), error)) {
+        ledger::HostPaths here{host.path()};
+        for (auto const& path : {here.desired(), here.closing(), here.lease(), here.lock(), here.secrets(), here.tmp(), here.root / "bin", here.root / "agent.sock", here.socket()})
+            remove_tree(path);
+        fs::remove(host.path(), error); // an empty one
+    }
+}
+
+} // namespace
+
+Result<KillAllReport> kill_all(KillAllOptions const& options) {
+    auto start = Clock::now();
+    auto say = [&](std::string const& line) {
+        if (options.say) options.say(line);
+    };
+    ledger::StatePaths paths{fs::absolute(options.state).lexically_normal()};
+    KillAllReport report;
+    report.name = paths.root.filename().string();
+    std::error_code error;
+    if (!fs::is_directory(paths.root, error)) return fail(ErrorKind::NotFound, "no deployment is kept in {}", paths.root.string());
+    auto deployment = load_deployment(paths);
+    if (!deployment && deployment.error().kind() != ErrorKind::NotFound) return std::unexpected(deployment.error());
+    if (!deployment && !fs::exists(paths.ledger()) && !fs::exists(paths.lock())) return fail(ErrorKind::NotFound, "no deployment is kept in {}", paths.root.string());
+    if (deployment) report.name = deployment->name;
+
+    auto before = ledger::replay(paths.ledger());
+    if (!before) return std::unexpected(before.error());
+    auto open = std::ranges::any_of(before->entries, [](auto const& entry) { return entry.second.open(); });
+    if (before->closing && !open && !fs::exists(paths.closing())) {
+        report.nothing_to_do = true;
+        if (options.purge) remove_tree(paths.root);
+        return report;
+    }
+
+    // Closing: on disk before anything else, so that whoever is starting things stops doing so.
+    auto marked = write_file_atomically(paths.closing(), "closing\n", 0600);
+    if (!marked) return std::unexpected(marked.error());
+    auto ledger = ledger::Ledger::open(paths.ledger());
+    if (!ledger) return std::unexpected(ledger.error());
+    if (!before->closing) {
+        auto written = ledger->append(ledger::closing());
+        if (!written) return std::unexpected(written.error());
+    }
+    auto lock = ledger::LockFile::take_over(paths.lock(), "kill-all");
+    if (!lock) return std::unexpected(lock.error());
+
+    // What the one who held the lock still wrote counts, too.
+    auto state = ledger->replay();
+    if (!state) return std::unexpected(state.error());
+    deployment = load_deployment(paths);
+    auto id = deployment ? deployment->id : std::string();
+    std::vector<Target> targets;
+    for (auto const& [name, config] : state->hosts) {
+        auto record = json_to<HostRecord>(config);
+        if (!record) return fail(record.error().during(paths.ledger().string()));
+        Target target;
+        target.name = name;
+        target.record = *record;
+        targets.push_back(std::move(target));
+    }
+    say(fmt::format("closing \"{}\" on {}", report.name, counted(targets.size(), "host")));
+
+    std::jthread intake([&] {
+        if (deployment && !deployment->server.empty()) (void)net::http_request("POST", deployment->server + "/v1/drain", {}, "{}", std::chrono::seconds(1));
+    });
+    each(targets, [&](Target& target) {
+        auto ops = HostOps::open(target.name, target.record, id);
+        if (!ops) return give_up(target, ops.error());
+        target.ops = std::move(*ops);
+        auto closed = target.ops->close();
+        if (!closed) give_up(target, closed.error());
+    });
+    intake.join();
+
+    struct Tier {
+        char const* what;
+        std::vector<std::string> kinds;
+    };
+    std::vector<Tier> const tiers{
+        {"workers", {"worker", "foreign-worker"}}, {"agents", {"agent"}}, {"server", {"server"}}, {"database", {"database"}}, {"queue", {"queue"}}, {"tunnels", {"tunnel"}},
+    };
+    std::mutex mutex;
+    for (auto const& tier : tiers) {
+        auto begin = Clock::now();
+        std::size_t stopped = 0;
+        each(targets, [&](Target& target) {
+            auto result = target.ops->stop(tier.kinds, options.grace);
+            if (!result) return give_up(target, result.error());
+            std::lock_guard guard(mutex);
+            stopped += result->stopped.size();
+        });
+        if (stopped > 0) say(fmt::format("{}: {} stopped ({:.1f} s)", tier.what, stopped, std::chrono::duration<double>(Clock::now() - begin).count()));
+    }
+
+    // What no ledger names but carries the mark is ended as well; then each Host is asked what is left.
+    each(targets, [&](Target& target) {
+        auto left = target.ops->sweep(options.grace);
+        if (!left) return give_up(target, left.error());
+        target.left = *left;
+        if (!target.left.empty()) return;
+        auto cleaned = target.ops->clean(options.purge);
+        if (!cleaned) {
+            target.left.push_back(fmt::format("{}: {}", target.name, cleaned.error().message()));
+            return;
+        }
+        auto entry = agent_entry(target.name);
+        if (state->find(entry)) {
+            auto written = ledger->append(ledger::stopped(entry));
+            if (!written) target.left.push_back(fmt::format("{}: {}", target.name, written.error().message()));
+        }
+    });
+    for (auto const& target : targets) {
+        for (auto const& line : target.left) report.left.push_back(line);
+        if (target.unreachable) report.unreachable.push_back(target.unreachable->message());
+        else if (target.left.empty()) ++report.hosts;
+    }
+    if (report.clean()) {
+        tidy_central(paths);
+        remove_tree(paths.closing());
+        remove_tree(paths.lock());
+        if (options.purge) remove_tree(paths.root);
+    }
+    report.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    return report;
+}
+
+} // namespace ocrctl::deployer

@@ -1,0 +1,228 @@
+#include "deployer/plan.hpp"
+
+#include <algorithm>
+#include <gtest/gtest.h>
+
+namespace ocrctl::deployer {
+namespace {
+
+config::Deployment config_of(std::string const& yaml) {
+    auto loaded = config::load_text(yaml, "/cfg/config.yml");
+    for (auto const& problem : loaded.problems) ADD_FAILURE() << problem.text();
+    return loaded.config;
+}
+
+Facts facts_of(config::Deployment const& config) {
+    Facts facts;
+    facts.state.root = "/state/demo";
+    facts.build = "0123456789abcdef";
+    facts.rabbitmq = "/usr/lib/rabbitmq/bin";
+    facts.deployment.id = "id-1";
+    facts.deployment.name = config.name;
+    facts.deployment.local_host = local_host_name(config);
+    facts.deployment.queue = {"native", "127.0.0.1", 25672, 25673, 25674};
+    return facts;
+}
+
+constexpr char kLocal[] = R"(name: demo
+listen: {address: 127.0.0.1, port: 8081}
+hosts:
+  - name: here
+    connection: local
+    workers:
+      - {name: ocrd-ocrctl-dummy, number_of_instance: 2}
+)";
+
+constexpr char kTwo[] = R"(name: demo
+listen: {address: 192.0.2.1, port: 8081}
+auth: none
+process_queue: {address: 192.0.2.1}
+hosts:
+  - name: ocr1
+    connection: ssh
+    address: 192.0.2.7
+    username: ocr
+    path_to_privkey: /keys/id
+    host_key: SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA
+    reach: direct
+    workers:
+      - {name: ocrd-ocrctl-recognize, number_of_instance: 1, parameters: {model: eng+deu}}
+)";
+
+UnitSpec const* unit(HostPlan const& host, std::string const& entry) {
+    auto found = std::ranges::find(host.desired.units, entry, &UnitSpec::entry);
+    return found == host.desired.units.end() ? nullptr : &*found;
+}
+
+std::string joined(std::vector<std::string> const& lines) {
+    std::string all;
+    for (auto const& line : lines) all += line + "\n";
+    return all;
+}
+
+TEST(PlanTest, TheDeployingMachineRunsQueueServerAndItsWorkersInThisOrder) {
+    auto config = config_of(kLocal);
+    auto plan = Plan::from(config, facts_of(config));
+    EXPECT_EQ(joined(plan.problems), "");
+    ASSERT_EQ(plan.hosts.size(), 1u);
+    auto const& host = plan.hosts[0];
+    EXPECT_EQ(host.name, "here");
+    EXPECT_EQ(host.state, "/state/demo/hosts/here");
+    ASSERT_EQ(host.desired.units.size(), 4u);
+    EXPECT_EQ(host.desired.units[0].entry, "queue");
+    EXPECT_EQ(host.desired.units[1].entry, "server");
+    EXPECT_EQ(host.desired.units[1].needs, std::vector<std::string>{"queue"});
+    EXPECT_EQ(host.desired.units[1].argv, (std::vector<std::string>{"/state/demo/hosts/here/bin/0123456789abcdef/ocrctl", "serve", "--state", "/state/demo"}));
+    EXPECT_EQ(host.desired.units[1].ready.address, "http://127.0.0.1:8081/readyz");
+    EXPECT_EQ(host.desired.units[2].entry, "here/" + config.hosts[0].workers[0].name + "/shard-0/rep-0");
+    EXPECT_EQ(host.desired.units[3].entry, "here/" + config.hosts[0].workers[0].name + "/shard-0/rep-1");
+    EXPECT_EQ(host.desired.token_file, "/state/demo/hosts/here/secrets/agent-token");
+}
+
+TEST(PlanTest, AWorkerGetsItsAssignmentWithFilesForSecretsNotSecrets) {
+    auto config = config_of(kLocal);
+    auto plan = Plan::from(config, facts_of(config));
+    auto const& worker = plan.hosts[0].desired.units[2];
+    EXPECT_EQ(worker.ready.kind, "report");
+    EXPECT_EQ(worker.assignment.at("queue"), "ocrctl.demo.ocrd-ocrctl-dummy");
+    EXPECT_EQ(worker.assignment.at("engine"), "builtin");
+    EXPECT_EQ(worker.assignment.at("amqp_file"), "/state/demo/hosts/here/secrets/amqp-url");
+    EXPECT_EQ(worker.assignment.at("target").at("name"), "ocrd-ocrctl-dummy");
+}
+
+TEST(PlanTest, TheDeployingMachineHasAnAgentEvenIfTheConfigNamesItNowhere) {
+    auto config = config_of(kTwo);
+    auto facts = facts_of(config);
+    facts.deployment.hosts["ocr1"].state = "/var/lib/ocrctl/demo/hosts/ocr1";
+    auto plan = Plan::from(config, facts);
+    EXPECT_EQ(joined(plan.problems), "");
+    ASSERT_EQ(plan.hosts.size(), 2u);
+    EXPECT_EQ(plan.hosts[0].name, "localhost");
+    EXPECT_EQ(plan.hosts[0].config, nullptr);
+    EXPECT_NE(unit(plan.hosts[0], "server"), nullptr);
+    auto const& remote = plan.hosts[1];
+    EXPECT_FALSE(remote.local);
+    EXPECT_EQ(remote.desired.server, "http://192.0.2.1:8081");
+    EXPECT_EQ(remote.amqp_host, "192.0.2.1");
+    EXPECT_EQ(remote.models, (std::vector<std::string>{"eng", "deu"}));
+    ASSERT_EQ(remote.desired.units.size(), 1u);
+    EXPECT_EQ(remote.desired.units[0].argv[0], "/var/lib/ocrctl/demo/hosts/ocr1/bin/0123456789abcdef/ocrctl");
+}
+
+TEST(PlanTest, SaysWhichPackageIsMissingForTheBroker) {
+    auto config = config_of(kLocal);
+    auto facts = facts_of(config);
+    facts.rabbitmq.reset();
+    auto plan = Plan::from(config, facts);
+    EXPECT_NE(joined(plan.problems).find("apt-get install rabbitmq-server"), std::string::npos) << joined(plan.problems);
+}
+
+TEST(PlanTest, AnExternalBrokerIsNotStarted) {
+    auto config = config_of(std::string(kLocal) + "process_queue: {skip_deployment: true, address: broker.example, port: 5673, credentials: {username: u, password: p}}\n");
+    auto plan = Plan::from(config, facts_of(config));
+    EXPECT_EQ(plan.queue_kind, "external");
+    EXPECT_EQ(unit(plan.hosts[0], "queue"), nullptr);
+    EXPECT_TRUE(unit(plan.hosts[0], "server")->needs.empty());
+    EXPECT_EQ(plan.hosts[0].amqp_host, "broker.example");
+    EXPECT_EQ(plan.hosts[0].amqp_port, 5673);
+    EXPECT_EQ(plan.queue_user, "u");
+}
+
+TEST(PlanTest, ForeignWorkersAreRefusedOutLoud) {
+    auto config = config_of(R"(name: demo
+hosts:
+  - name: here
+    connection: local
+    workers:
+      - {name: ocrd-tesserocr-recognize, number_of_instance: 1}
+database: {skip_deployment: true, address: 127.0.0.1, port: 27017}
+)");
+    auto plan = Plan::from(config, facts_of(config));
+    EXPECT_NE(joined(plan.problems).find("ocrd-tesserocr-recognize"), std::string::npos) << joined(plan.problems);
+    EXPECT_NE(joined(plan.problems).find("kind: managed"), std::string::npos) << joined(plan.problems);
+}
+
+TEST(PlanTest, AWildcardAddressSaysNothingToAnotherMachineAndIsRefusedWithTheKeyToSet) {
+    auto config = config_of(kTwo);
+    config.listen.address = "0.0.0.0";
+    config.process_queue.address = "0.0.0.0";
+    auto plan = Plan::from(config, facts_of(config));
+    EXPECT_NE(joined(plan.problems).find("set listen.address"), std::string::npos) << joined(plan.problems);
+    EXPECT_NE(joined(plan.problems).find("set process_queue.address"), std::string::npos) << joined(plan.problems);
+}
+
+TEST(PlanTest, ATunnelIsRefusedOutLoud) {
+    auto config = config_of(kTwo);
+    config.hosts[0].reach = config::Reach::Tunnel;
+    auto plan = Plan::from(config, facts_of(config));
+    EXPECT_NE(joined(plan.problems).find("reach: tunnel is not supported by this version; set reach: direct"), std::string::npos) << joined(plan.problems);
+}
+
+TEST(PlanTest, EverythingIsStartedWhereNothingRuns) {
+    auto config = config_of(kLocal);
+    auto plan = Plan::from(config, facts_of(config));
+    auto steps = changes(plan, {});
+    ASSERT_EQ(steps.size(), 5u);
+    for (auto const& step : steps) EXPECT_EQ(step.verb, Verb::Start) << step.text();
+    EXPECT_EQ(steps[0].text(), "here             start    agent (this machine)");
+    EXPECT_EQ(steps[1].text(), "here             start    queue (RabbitMQ, native, port 25672)");
+    EXPECT_EQ(steps[2].text(), "here             start    server (http://127.0.0.1:8081)");
+}
+
+TEST(PlanTest, NothingIsDoneWhereEverythingRuns) {
+    auto config = config_of(kLocal);
+    auto plan = Plan::from(config, facts_of(config));
+    Observed now;
+    now.agent = true;
+    now.desired = plan.hosts[0].desired;
+    now.desired->generation = 7;
+    for (auto const& each : plan.hosts[0].desired.units) now.running.insert(each.entry);
+    for (auto const& step : changes(plan, {{"here", now}})) EXPECT_EQ(step.verb, Verb::Keep) << step.text();
+    EXPECT_TRUE(same(*now.desired, plan.hosts[0].desired));
+}
+
+TEST(PlanTest, OneWorkerLessStopsOneWorkerAndOneMoreStartsOne) {
+    auto config = config_of(kLocal);
+    auto plan = Plan::from(config, facts_of(config));
+    Observed now;
+    now.agent = true;
+    now.desired = plan.hosts[0].desired;
+    for (auto const& each : plan.hosts[0].desired.units) now.running.insert(each.entry);
+    auto fewer = config;
+    fewer.hosts[0].workers[0].count = 1;
+    auto count = [](std::vector<Change> const& steps, Verb verb, std::string const& part) {
+        return std::ranges::count_if(steps, [&](auto const& step) { return step.verb == verb && step.what.find(part) != std::string::npos; });
+    };
+    auto steps = changes(Plan::from(fewer, facts_of(fewer)), {{"here", now}});
+    EXPECT_EQ(count(steps, Verb::Stop, "rep-1"), 1);
+    EXPECT_EQ(count(steps, Verb::Keep, "rep-0"), 1);
+    auto more = config;
+    more.hosts[0].workers[0].count = 3;
+    steps = changes(Plan::from(more, facts_of(more)), {{"here", now}});
+    EXPECT_EQ(count(steps, Verb::Start, "rep-2"), 1);
+    EXPECT_EQ(count(steps, Verb::Keep, "rep-"), 2);
+}
+
+TEST(PlanTest, AHostThatLeftTheConfigIsStopped) {
+    auto config = config_of(kLocal);
+    auto plan = Plan::from(config, facts_of(config));
+    Observed gone;
+    gone.agent = true;
+    gone.running = {"ocr9/ocrd-ocrctl-dummy-1/shard-0/rep-0"};
+    auto steps = changes(plan, {{"ocr9", gone}});
+    auto stops = std::ranges::count_if(steps, [](auto const& step) { return step.host == "ocr9" && step.verb == Verb::Stop; });
+    EXPECT_EQ(stops, 2);
+}
+
+TEST(PlanTest, TheSameConfigGivesTheSamePlan) {
+    auto config = config_of(kTwo);
+    auto facts = facts_of(config);
+    EXPECT_EQ(Json(Plan::from(config, facts).hosts[0].desired), Json(Plan::from(config, facts).hosts[0].desired));
+}
+
+TEST(AmqpUrl, EncodesWhatAUrlCannotHold) {
+    EXPECT_EQ(amqp_url("u@x", Secret("p/w:"), "127.0.0.1", 5672, "/"), "amqp://u%40x:p%2Fw%3A@127.0.0.1:5672/%2F");
+}
+
+} // namespace
+} // namespace ocrctl::deployer
