@@ -1,7 +1,16 @@
 #include "lib/queue/connection.hpp"
 
+#include "lib/base/files.hpp"
+
 #include <amqp_tcp_socket.h>
 #include <array>
+#include <cerrno>
+#include <cstring>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/socket.h>
 
 namespace ocrctl::queue {
 namespace {
@@ -55,6 +64,48 @@ amqp_table_entry_t enabled(char const* key) {
     return e;
 }
 
+/// Our own, because the library does not say why it could not.
+Result<Fd> connect_socket(BrokerUrl const& url, std::string const& action) {
+    addrinfo hints{};
+    hints.ai_family = AF_UNSPEC;
+    hints.ai_socktype = SOCK_STREAM;
+    addrinfo* list = nullptr;
+    if (int problem = ::getaddrinfo(url.host.c_str(), std::to_string(url.port).c_str(), &hints, &list))
+        return fail(ErrorKind::Unavailable, "{}: {}", action, ::gai_strerror(problem));
+    std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(list, &::freeaddrinfo);
+    int problem = 0;
+    for (auto* address = list; address; address = address->ai_next) {
+        Fd fd(::socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+        if (!fd) {
+            problem = errno;
+            continue;
+        }
+        int on = 1;
+        ::setsockopt(fd.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        ::setsockopt(fd.get(), SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+        problem = ::connect(fd.get(), address->ai_addr, address->ai_addrlen) ? errno : 0;
+        if (problem == EINPROGRESS) {
+            pollfd item{fd.get(), POLLOUT, 0};
+            socklen_t size = sizeof problem;
+            if (::poll(&item, 1, 5000) <= 0) problem = ETIMEDOUT;
+            else ::getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &problem, &size);
+        }
+        if (!problem) return fd;
+    }
+    return fail(ErrorKind::Unavailable, "{}: {}", action, ::strerror(problem));
+}
+
+/// The library's text, where it helps.
+char const* explain(int status) {
+    switch (status) {
+    case AMQP_STATUS_SOCKET_ERROR:
+    case AMQP_STATUS_SOCKET_CLOSED:
+    case AMQP_STATUS_CONNECTION_CLOSED: return "the broker closed the connection";
+    case AMQP_STATUS_HEARTBEAT_TIMEOUT: return "the broker has not been heard of for two heartbeats";
+    default: return amqp_error_string2(status);
+    }
+}
+
 } // namespace
 
 Error close_error(amqp_method_t const& method, std::string const& action) {
@@ -83,11 +134,9 @@ Result<std::unique_ptr<Connection>> Connection::open(BrokerUrl const& url, std::
     auto limit = seconds(5), rpc = seconds(10);
     amqp_set_handshake_timeout(state, &limit);
     amqp_set_rpc_timeout(state, &rpc);
-    if (int status = amqp_socket_open_noblock(socket, url.host.c_str(), url.port, &limit); status != AMQP_STATUS_OK) {
-        int problem = errno;
-        return fail(ErrorKind::Unavailable, "{}: {}", action,
-                    status == AMQP_STATUS_SOCKET_ERROR && problem ? strerror(problem) : amqp_error_string2(status));
-    }
+    auto connected = connect_socket(url, action);
+    if (!connected) return fail(connected.error());
+    amqp_tcp_socket_set_sockfd(socket, connected->release());
     std::array<amqp_table_entry_t, 3> capabilities{enabled("consumer_cancel_notify"), enabled("connection.blocked"),
                                                    enabled("authentication_failure_close")};
     amqp_table_entry_t abilities{};
@@ -101,7 +150,7 @@ Result<std::unique_ptr<Connection>> Connection::open(BrokerUrl const& url, std::
     if (reply.reply_type == AMQP_RESPONSE_SERVER_EXCEPTION)
         return fail(close_error(reply.reply, action + " as user " + url.user));
     if (reply.reply_type != AMQP_RESPONSE_NORMAL)
-        return fail(kind_of_status(reply.library_error), "{}: {}", action, amqp_error_string2(reply.library_error));
+        return fail(kind_of_status(reply.library_error), "{}: {}", action, explain(reply.library_error));
     connection->broken_ = false;
     connection->logged_in_ = true;
     return connection;
@@ -120,7 +169,7 @@ Connection::~Connection() {
 Result<void> Connection::check(int status, std::string const& action) {
     if (status >= 0) return {};
     broken_ = true;
-    return fail(kind_of_status(status), "{}: {}", action, amqp_error_string2(status));
+    return fail(kind_of_status(status), "{}: {}", action, explain(status));
 }
 
 Result<void> Connection::check(amqp_rpc_reply_t const& reply, std::string const& action, amqp_channel_t channel) {
@@ -139,7 +188,7 @@ Result<void> Connection::check(amqp_rpc_reply_t const& reply, std::string const&
     case AMQP_RESPONSE_NONE: return fail(ErrorKind::Unavailable, "{}: the broker closed the connection", action);
     default:
         broken_ = true;
-        return fail(kind_of_status(reply.library_error), "{}: {}", action, amqp_error_string2(reply.library_error));
+        return fail(kind_of_status(reply.library_error), "{}: {}", action, explain(reply.library_error));
     }
 }
 

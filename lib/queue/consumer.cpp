@@ -49,6 +49,12 @@ protected:
 
     Result<void> work(Connection& connection) override {
         if (auto done = start_stop(connection); !done) return done;
+        return acknowledge(connection);
+    }
+
+    void before_close(Connection& connection) override { (void)acknowledge(connection); }
+
+    Result<void> acknowledge(Connection& connection) {
         std::vector<Command> commands;
         {
             std::lock_guard lock(mutex_);

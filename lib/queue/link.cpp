@@ -146,6 +146,7 @@ Result<void> Link::serve(Connection& connection) {
         auto limit = std::min(heartbeat, patience());
         if (!sleep(connection.fd(), limit)) break;
     }
+    before_close(connection);
     return {};
 }
 

@@ -32,6 +32,8 @@ protected:
     virtual Result<void> set_up(Connection& connection) = 0;
     /// After each wake and each round of frames: send what waits.
     virtual Result<void> work(Connection& connection) = 0;
+    /// stop() was called: what should still go out before the connection is closed.
+    virtual void before_close(Connection&) {}
     /// A method frame on kChannel.
     virtual Result<void> on_frame(Connection& connection, amqp_frame_t& frame) = 0;
     /// Also called when a connection could not be made.

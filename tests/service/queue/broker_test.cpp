@@ -62,6 +62,10 @@ protected:
         return options;
     }
 
+    /// RabbitMQ 3.10 writes the registration of a new quorum queue every half second: a kill before that leaves a
+    /// queue that exists and never answers.
+    void let_the_broker_register() { run_until(io, [] { return false; }, std::chrono::seconds(2)); }
+
     static RabbitMqServer* server_;
     asio::io_context io;
     BrokerUrl url;
@@ -231,6 +235,7 @@ TEST_F(BrokerTest, GoesOnAfterTheBrokerWasKilled) {
     Consumer consumer(io.get_executor(), url, consuming(queue), [&](Delivery d) { got.push_back(std::move(d)); });
     ASSERT_TRUE(run(io, publisher.publish({queue, "first", ""})));
     ASSERT_TRUE(run_until(io, [&] { return got.size() == 1; }));
+    let_the_broker_register();
     server_->kill();
     ASSERT_TRUE(run_until(io, [&] { return !publisher.connected() && !consumer.connected(); }));
     std::optional<Result<void>> result;
@@ -250,14 +255,17 @@ TEST_F(BrokerTest, GoesOnAfterTheBrokerWasKilled) {
     ASSERT_TRUE(run_until(io, [&] { return got.size() == 3; }));
     EXPECT_EQ(got[2].body, "while away");
     consumer.ack(got[2].tag);
-    ASSERT_EQ(events.size() % 2, 1u) << "up, down, up: once each";
+    ASSERT_FALSE(events.empty());
     EXPECT_TRUE(events.front().up && events.back().up);
+    EXPECT_EQ(std::ranges::count_if(events, [](LinkEvent const& e) { return e.up; }), 2);
+    EXPECT_LE(events.size(), 5u) << "a new reason is told, a repeated one is not";
     EXPECT_GT(events.back().generation, events.front().generation);
 }
 
 TEST_F(BrokerTest, WhatLacksAConfirmIsSentAgain) {
     Publisher publisher(io.get_executor(), url, declaring(queue));
     ASSERT_TRUE(run(io, publisher.publish({queue, "0", ""})));
+    let_the_broker_register();
     int good = 0, bad = 0;
     std::vector<std::string> expected;
     bool killed = false;
