@@ -503,6 +503,24 @@ struct Agent::Impl {
         return {};
     }
 
+    /// A unit that is to be something else starts anew; a Worker's assignment alone is told to it.
+    static void adapt(Unit& unit, UnitSpec const& spec) {
+        unit.next.reset();
+        auto but_assigned = unit.spec;
+        but_assigned.assignment = spec.assignment;
+        if (Json(but_assigned) != Json(spec)) {
+            unit.next = spec;
+            return;
+        }
+        if (unit.spec.assignment == spec.assignment) return;
+        if (unit.spec.kind != UnitKind::Worker) {
+            unit.next = spec;
+            return;
+        }
+        unit.spec.assignment = spec.assignment;
+        if (unit.to_worker) unit.to_worker(Json{{"op", "assign"}, {"assignment", spec.assignment}});
+    }
+
     void reconcile() {
         std::set<std::string> wanted;
         for (auto const& spec : desired.units) {
@@ -516,10 +534,7 @@ struct Agent::Impl {
             }
             unit->removed = unit->held = false;
             unit->grace.reset();
-            if (Json(unit->spec) == Json(spec))
-                unit->next.reset();
-            else
-                unit->next = spec;
+            adapt(*unit, spec);
         }
         for (auto& [entry, unit] : units)
             if (!wanted.contains(entry)) unit->removed = true;
