@@ -162,9 +162,8 @@ Json workflow_output(Workflow const& workflow) {
     return out;
 }
 
-JobService::JobService(Settings const& settings, store::Store& store, JobBook& book, Workspaces& workspaces, Dispatcher& dispatcher,
-                       asio::thread_pool& pool)
-    : settings_(settings), store_(store), book_(book), workspaces_(workspaces), dispatcher_(dispatcher), pool_(pool), log_("jobs") {}
+JobService::JobService(Settings const& settings, store::Store& store, JobBook& book, Workspaces& workspaces, Dispatcher& dispatcher)
+    : settings_(settings), store_(store), book_(book), workspaces_(workspaces), dispatcher_(dispatcher), log_("jobs") {}
 
 Result<void> JobService::load_tools() {
     auto files = settings_.tools;

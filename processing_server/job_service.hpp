@@ -38,8 +38,7 @@ struct WorkflowRequest {
 /// Lives on the io thread; refers to what it is given, all of which outlives it.
 class JobService {
 public:
-    JobService(Settings const& settings, store::Store& store, JobBook& book, Workspaces& workspaces, Dispatcher& dispatcher,
-               asio::thread_pool& pool);
+    JobService(Settings const& settings, store::Store& store, JobBook& book, Workspaces& workspaces, Dispatcher& dispatcher);
 
     /// Reads the tool catalogues. Invalid: one of them is broken.
     Result<void> load_tools();
@@ -79,7 +78,6 @@ private:
     JobBook& book_;
     Workspaces& workspaces_;
     Dispatcher& dispatcher_;
-    asio::thread_pool& pool_;
     log::Logger log_;
     std::map<std::string, Json> tools_;
     std::unordered_map<std::string, Place> places_;          // path as submitted -> where that is; for seconds

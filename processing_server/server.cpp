@@ -78,7 +78,7 @@ awaitable<Result<void>> ProcessingServer::Parts::start() {
     dispatcher = std::make_unique<Dispatcher>(io, settings, *store, *book, workspaces, *broker);
     results = std::make_unique<Results>(io, pool, settings, *store, *book, workspaces, *dispatcher, *broker);
     callbacks = std::make_unique<Callbacks>(io, *store);
-    jobs = std::make_unique<JobService>(settings, *store, *book, workspaces, *dispatcher, pool);
+    jobs = std::make_unique<JobService>(settings, *store, *book, workspaces, *dispatcher);
     if (auto loaded = jobs->load_tools(); !loaded) co_return loaded;
     if (agents.closing()) jobs->close_intake();
 

@@ -1,0 +1,98 @@
+// ocrctl serve --state STATE: the processing server of a deployment, started by its agent.
+#include "cmd/commands.hpp"
+
+#include "lib/async/on_thread.hpp"
+#include "lib/async/within.hpp"
+#include "lib/log/log.hpp"
+#include "processing_server/server.hpp"
+#if __has_include("deployer/converge.cpp")
+#include "deployer/converge.hpp"
+#define OCRCTL_SERVE_CONVERGES
+#endif
+
+#include <CLI/CLI.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <csignal>
+#include <fmt/format.h>
+#include <memory>
+
+namespace ocrctl {
+namespace {
+
+constexpr std::chrono::seconds kSaveLimit{20}; // of an orderly stop
+
+#ifdef OCRCTL_SERVE_CONVERGES
+/// The Deployer behind the server's interface; its calls block, so they run on threads of their own.
+class DeployerConverger final : public server::Converger {
+public:
+    explicit DeployerConverger(std::filesystem::path state) : converge_(std::move(state)) {}
+    ~DeployerConverger() override { pool_.join(); }
+
+    awaitable<Result<void>> bring_back(std::string host) override {
+        auto work = [this, host] { return converge_.bring_back(host); };
+        co_return co_await on_thread(pool_, std::move(work));
+    }
+
+private:
+    deployer::Converge converge_;
+    asio::thread_pool pool_{4};
+};
+#endif
+
+awaitable<void> serve(server::ProcessingServer& server, asio::signal_set& signals, int& exit_code) {
+    auto started = co_await server.start();
+    if (!started) {
+        fmt::print(stderr, "ocrctl serve: {}\n", started.error().message());
+        exit_code = started.error().exit_code();
+        co_return;
+    }
+    fmt::print("{}\n", server.url());
+    std::fflush(stdout);
+    (void)co_await signals.async_wait(as_tuple);
+    // A second signal does not wait.
+    signals.async_wait([](boost::system::error_code error, int) {
+        if (!error) std::_Exit(130);
+    });
+    co_await server.stop(kSaveLimit);
+    signals.cancel();
+}
+
+int run_server(std::string const& state) {
+    std::error_code problem;
+    auto folder = std::filesystem::absolute(state, problem);
+    auto settings = server::read_settings(folder);
+    if (!settings) {
+        fmt::print(stderr, "ocrctl serve: {}\n", settings.error().message());
+        return settings.error().exit_code();
+    }
+    log::set_level(std::string_view(settings->log_level));
+    int exit_code = 0;
+    asio::io_context io(1); // all logic on one thread
+    asio::signal_set signals(io, SIGTERM, SIGINT);
+#ifdef OCRCTL_SERVE_CONVERGES
+    DeployerConverger converger(folder); // brings silent hosts back
+    server::ProcessingServer server(io, std::move(*settings), &converger);
+#else
+    server::ProcessingServer server(io, std::move(*settings), nullptr);
+#endif
+    std::exception_ptr thrown;
+    asio::co_spawn(io, serve(server, signals, exit_code), [&](std::exception_ptr escaped) {
+        thrown = escaped;
+        io.stop();
+    });
+    io.run();
+    if (thrown) std::rethrow_exception(thrown);
+    return exit_code;
+}
+
+} // namespace
+
+void add_serve(CLI::App& app, int& exit_code) {
+    auto* command = app.add_subcommand("serve", "Runs the processing server of a deployment; its agent starts it");
+    auto state = std::make_shared<std::string>();
+    command->add_option("--state", *state, "The deployment's state folder, with server.json")->required();
+    command->footer("example: ocrctl serve --state /var/lib/ocrctl/demo");
+    command->callback([state, &exit_code] { exit_code = run_server(*state); });
+}
+
+} // namespace ocrctl

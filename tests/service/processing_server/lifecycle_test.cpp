@@ -1,0 +1,1 @@
+#include "tests/service/processing_server/harness.hpp"

@@ -1,0 +1,181 @@
+// The table of OCR-D network protocol 1.8 and 1.10, with the better answers that page allows, against the running server.
+#include "tests/service/processing_server/harness.hpp"
+
+namespace ocrctl::server::test {
+namespace {
+
+class SubmissionTest : public ServerTest {
+protected:
+    void SetUp() override {
+        ServerTest::SetUp();
+        if (!IsSkipped() && !HasFatalFailure()) start();
+    }
+    void expect(net::Response const& answer, int status, std::string const& text) {
+        EXPECT_EQ(answer.status, status) << answer.body;
+        auto json = parse_json(answer.body);
+        ASSERT_TRUE(json) << answer.body;
+        ASSERT_TRUE(json->contains("detail")) << answer.body;
+        EXPECT_NE((*json)["detail"].get<std::string>().find(text), std::string::npos) << answer.body;
+    }
+    void nothing_happened() {
+        auto jobs = parse_json(server_->get("/v1/jobs").body);
+        EXPECT_TRUE((*jobs)["jobs"].empty());
+    }
+};
+
+TEST_F(SubmissionTest, RefusesWhatCannotRunBeforeAnythingHappens) {
+    auto body = job_body();
+    auto without = [&](char const* key) {
+        auto copy = body;
+        copy.erase(key);
+        return copy;
+    };
+    auto with = [&](char const* key, Json value) {
+        auto copy = body;
+        copy[key] = std::move(value);
+        return copy;
+    };
+    auto const* dummy = "ocrd-ocrctl-dummy";
+    // 1: not what the schema says, in OCR-D's shape
+    auto missing = server_->run(dummy, without("input_file_grps"));
+    expect(missing, 422, "input_file_grps");
+    EXPECT_EQ((*parse_json(missing.body))["status_code"], 10422);
+    EXPECT_TRUE((*parse_json(missing.body))["data"].is_null());
+    expect(server_->run(dummy, with("parameters", nullptr)), 422, "parameters");
+    expect(server_->run(dummy, with("page_id", 7)), 422, "page_id");
+    expect(server_->request("POST", "/processor/run/ocrd-ocrctl-dummy", "{nonsense", {{"Content-Type", "application/json"}}), 422, "body");
+    expect(server_->request("POST", "/processor/run/ocrd-ocrctl-dummy", dump(body), {}), 422, "Content-Type");
+    // 2, 3
+    expect(server_->run("ocrd-unknown", body), 422, "ocrd-unknown");
+    expect(server_->run(dummy, with("job_id", "mine")), 422, "job_id");
+    // 5, 6, 7, 8
+    expect(server_->run(dummy, without("path_to_mets")), 422, "path_to_mets");
+    expect(server_->run(dummy, with("workspace_id", "w")), 422, "path_to_mets");
+    expect(server_->run(dummy, with("parameters", Json{{"no_such", 1}})), 400, "no_such");
+    auto by_id = without("path_to_mets");
+    by_id["workspace_id"] = "w";
+    expect(server_->run(dummy, by_id), 404, "workspace");
+    expect(server_->run(dummy, with("path_to_mets", (folder_ / "data/none/mets.xml").native())), 404, "no METS file");
+    expect(server_->run(dummy, with("path_to_mets", "/etc/passwd")), 403, "roots");
+    expect(server_->run(dummy, with("path_to_mets", (folder_ / "data/../state/x").native())), 403, "roots");
+    // 9 to 11, better than OCR-D's 500
+    expect(server_->run(dummy, with("page_id", "PHYS_0001..FOO_0003")), 422, "page_id");
+    expect(server_->run(dummy, with("page_id", "PHYS_0099")), 422, "PHYS_0099");
+    expect(server_->run(dummy, without("output_file_grps")), 422, "output_file_grps");
+    expect(server_->run(dummy, with("output_file_grps", Json::array())), 422, "output_file_grps");
+    expect(server_->run(dummy, with("input_file_grps", Json::array())), 422, "input_file_grps");
+    // ours
+    expect(server_->run(dummy, with("input_file_grps", Json::array({"NO-SUCH"}))), 422, "OCR-D-IMG (5 files)");
+    auto abort = with("output_file_grps", Json::array({"OCR-D-IMG"}));
+    abort["input_file_grps"] = Json::array({"OCR-D-IMG2"});
+    expect(server_->run(dummy, with("depends_on", Json::array({"nobody"}))), 422, "nobody");
+    expect(server_->run(dummy, with("callback_url", "https://x/")), 422, "callback_url");
+    expect(server_->run(dummy, with("existing_output", "maybe")), 422, "existing_output");
+    nothing_happened();
+}
+
+TEST_F(SubmissionTest, RefusesABrokenMetsWithTheReason) {
+    std::ofstream(workspace_ / "mets.xml") << "<mets:mets";
+    expect(server_->run("ocrd-ocrctl-dummy", job_body()), 422, "mets.xml");
+    nothing_happened();
+}
+
+TEST_F(SubmissionTest, AnExistingOutputGroupIsAConflictUnderAbort) {
+    auto played = worker();
+    auto first = submit(job_body());
+    ASSERT_TRUE(reaches(first, "SUCCESS"));
+    auto again = job_body();
+    again["existing_output"] = "abort";
+    expect(server_->run("ocrd-ocrctl-dummy", again), 409, "OUT");
+}
+
+TEST_F(SubmissionTest, AnswersAsOcrdDoes) {
+    auto answer = server_->run("ocrd-ocrctl-dummy", job_body());
+    ASSERT_EQ(answer.status, 200) << answer.body;
+    auto job = *parse_json(answer.body);
+    EXPECT_EQ(job["state"], "QUEUED");
+    EXPECT_EQ(job["processor_name"], "ocrd-ocrctl-dummy");
+    EXPECT_EQ(job["input_file_grps"], Json::array({"OCR-D-IMG"}));
+    EXPECT_FALSE(job.contains("page_id"));
+    EXPECT_FALSE(job.contains("workspace_id"));
+    EXPECT_FALSE(job.contains("log_file_path"));
+    auto second = job_body();
+    second["page_id"] = "";
+    auto waiting = *parse_json(server_->run("ocrd-ocrctl-dummy", second).body);
+    EXPECT_EQ(waiting["state"], "CACHED") << "the first holds all pages of the group";
+    EXPECT_EQ(waiting["page_id"], "");
+    auto shown = *parse_json(server_->get("/processor/job/" + job["job_id"].get<std::string>()).body);
+    EXPECT_EQ(shown["state"], "QUEUED");
+    expect(server_->get("/processor/job/none"), 422, "none");
+    expect(server_->get("/processor/log/none"), 422, "none");
+    expect(server_->get("/processor/log/" + job["job_id"].get<std::string>()), 404, "no log yet");
+}
+
+TEST_F(SubmissionTest, AnswersTheOtherRoutesAsOcrdDoes) {
+    auto home = *parse_json(server_->get("/").body);
+    EXPECT_TRUE(home["message"].get<std::string>().starts_with("The home page of"));
+    EXPECT_EQ(home["time"].get<std::string>().size(), 16u);
+    EXPECT_EQ(*parse_json(server_->get("/processor").body), Json::array({"ocrd-ocrctl-binarize", "ocrd-ocrctl-dummy"}));
+    EXPECT_EQ((*parse_json(server_->get("/processor/info/ocrd-ocrctl-dummy").body))["executable"], "ocrd-ocrctl-dummy");
+    expect(server_->get("/processor/info/ocrd-none"), 404, "ocrd-none");
+    EXPECT_EQ(server_->request("DELETE", "/kill_mets_server_zombies").body, "[]");
+    EXPECT_EQ(server_->request("DELETE", "/kill_mets_server_zombies?minutes_ago=x").status, 422);
+    EXPECT_EQ(server_->get("/no/such").status, 404);
+    EXPECT_EQ(server_->request("DELETE", "/processor").status, 405);
+    EXPECT_EQ(server_->get("/healthz").status, 200);
+    EXPECT_EQ(server_->get("/openapi.json").status, 200);
+    auto status = *parse_json(server_->get("/v1/status").body);
+    EXPECT_EQ(status["name"], name_);
+    EXPECT_EQ(status["broker"]["connected"], true);
+}
+
+TEST_F(SubmissionTest, KeepsWorkflowScripts) {
+    auto upload = [&](std::string method, std::string path, std::string script, bool filename = true) {
+        auto body = "--b\r\nContent-Disposition: form-data; name=\"workflow\"" + std::string(filename ? "; filename=\"workflow\"" : "") + "\r\n\r\n" + script + "\r\n--b--\r\n";
+        return server_->request(std::move(method), std::move(path), body, {{"Content-Type", "multipart/form-data; boundary=b"}});
+    };
+    std::string script = "ocrctl-dummy -I OCR-D-IMG -O A\n";
+    auto made = upload("POST", "/workflow", script);
+    ASSERT_EQ(made.status, 201) << made.body;
+    auto id = (*parse_json(made.body))["workflow_id"].get<std::string>();
+    EXPECT_EQ(server_->get("/workflow/" + id).body, script);
+    expect(upload("POST", "/workflow", script), 409, id);
+    expect(upload("POST", "/workflow", "dummy -g x\n"), 422, "-g");
+    expect(upload("POST", "/workflow", "  \n"), 422, "empty");
+    expect(server_->post("/workflow", Json{{"workflow", script}}), 422, "workflow");
+    EXPECT_EQ(upload("PUT", "/workflow/" + id, script + "ocrctl-dummy -I A -O B\n").status, 200);
+    expect(upload("PUT", "/workflow/none", script), 404, "none");
+    expect(server_->get("/workflow/none"), 404, "none");
+    std::ofstream(folder_ / "file.txt") << "ocrctl-dummy -I OCR-D-IMG -O FROM-FILE\n";
+    auto from_path = upload("POST", "/workflow", (folder_ / "file.txt").native(), false);
+    EXPECT_EQ(from_path.status, 201) << from_path.body;
+    auto invented = upload("PUT", "/workflow/" + id, (folder_ / "file.txt").native(), true); // as OCR-D's client sends it
+    EXPECT_EQ(invented.status, 200) << invented.body;
+    EXPECT_NE(server_->get("/workflow/" + id).body.find("FROM-FILE"), std::string::npos);
+}
+
+TEST_F(SubmissionTest, RefusesWorkflowsThatCannotRun) {
+    auto mets = "mets_path=" + (workspace_ / "mets.xml").native();
+    expect(server_->run_workflow("page_wise=True", "ocrctl-dummy -I OCR-D-IMG -O A\n"), 422, "mets_path");
+    expect(server_->run_workflow(mets + "&page_wise=perhaps", "ocrctl-dummy -I OCR-D-IMG -O A\n"), 422, "page_wise");
+    expect(server_->run_workflow("mets_path=" + (folder_ / "data/none/mets.xml").native(), "ocrctl-dummy -I OCR-D-IMG -O A\n"), 404, "no METS");
+    expect(server_->run_workflow(mets, ""), 422, "workflow");
+    expect(server_->request("POST", "/workflow/run?workflow_id=none&" + mets), 404, "none");
+    expect(server_->run_workflow(mets, "ocrctl-dummy -I NOT-THERE -O A\n"), 422, "OCR-D-IMG (5 files)");
+    expect(server_->run_workflow(mets, "nobody -I OCR-D-IMG -O A\nnobody2 -I A -O B\n"), 406, "ocrd-nobody, ocrd-nobody2");
+    expect(server_->run_workflow(mets + "&page_id=PHYS_0077", "ocrctl-dummy -I OCR-D-IMG -O A\n"), 422, "PHYS_0077");
+    expect(server_->run_workflow(mets, "ocrctl-dummy -I OCR-D-IMG -O A\nocrctl-dummy -I A -O B -P no_such 1\n"), 400, "no_such");
+    EXPECT_EQ(server_->get("/workflow/job/none").status, 404);
+    EXPECT_EQ(server_->get("/workflow/job-simple/none").status, 404);
+    nothing_happened();
+}
+
+TEST_F(SubmissionTest, TakesNothingWhileDraining) {
+    EXPECT_EQ(server_->request("POST", "/v1/drain").status, 200);
+    expect(server_->run("ocrd-ocrctl-dummy", job_body()), 503, "no new Jobs");
+    EXPECT_EQ(server_->request("POST", "/v1/undrain").status, 200);
+    EXPECT_EQ(server_->run("ocrd-ocrctl-dummy", job_body()).status, 200);
+}
+
+} // namespace
+} // namespace ocrctl::server::test
