@@ -50,8 +50,8 @@ public:
     /// Runs a program to its end.
     virtual Result<Output> run(std::vector<std::string> const& argv, std::string_view input = {},
                                std::chrono::milliseconds limit = std::chrono::seconds(30)) = 0;
-    /// Starts a program in a session of its own that outlives us; when this returns, the program is being executed under
-    /// this identity, and everything from the first instant carried the environment given.
+    /// Starts a program in a session of its own that outlives us; when this returns, a shell with this
+    /// identity is about to become the program, and everything carried the environment given from its first instant.
     virtual Result<process::Identity> launch(Launch const& launch) = 0;
 };
 

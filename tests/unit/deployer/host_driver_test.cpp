@@ -54,7 +54,9 @@ TEST(LocalDriver, LaunchReportsTheIdentityOfWhatRunsAndItCarriesItsMarks) {
     auto identity = driver->launch(launch);
     ASSERT_TRUE(identity) << identity.error().message();
     EXPECT_TRUE(process::alive(*identity));
+    // The identity is reported by the shell that becomes the program a moment later.
     auto row = process::row_of(identity->pid);
+    for (int i = 0; i < 1000 && row && row->command != "sleep"; ++i, row = process::row_of(identity->pid)) ::usleep(5000);
     ASSERT_TRUE(row);
     EXPECT_EQ(row->command, "sleep");
     EXPECT_EQ(row->session, identity->pid);
