@@ -145,15 +145,15 @@ Result<std::vector<std::string>> apply(Mets& mets, RunFiles const& run) {
     };
     if (run.overwrite) {
         for (auto const& page : pages)
-            for (auto const& group : run.output_groups)
+            for (auto const& group : run.output_groups) {
+                if (contains(run.input_groups, group)) continue; // what a run reads is not its earlier output
                 for (auto const* known : mets.files_of(page, group)) {
-                    // What the run reads is not its earlier output, even where both are in one group.
-                    if (contains(run.input_groups, group) && !made.contains({group, known->id})) continue;
                     auto const again = std::find_if(run.files.begin(), run.files.end(), [&](auto const& f) { return f.id == known->id && f.group == group; });
                     if (again != run.files.end() && again->mimetype == known->mimetype) continue; // its location is replaced
                     removals.push_back({known->id, group, known->path});
                     removed.emplace(group, known->id);
                 }
+            }
     }
     std::vector<FileRef const*> additions;
     for (auto const& file : run.files) {
@@ -166,7 +166,7 @@ Result<std::vector<std::string>> apply(Mets& mets, RunFiles const& run) {
         if (!run.overwrite || known->page_id != file.page_id || known->mimetype != file.mimetype)
             return fail(ErrorKind::Conflict, "A file with ID=={} already exists in {} (page {}, {}, {})", file.id, file.group,
                         known->page_id.empty() ? "none" : known->page_id, known->mimetype, known->path.empty() ? known->url : known->path);
-        removals.push_back({"", "", known->path});
+        if (!contains(run.input_groups, file.group)) removals.push_back({"", "", known->path});
         additions.push_back(&file);
     }
     for (auto const* file : additions)

@@ -187,5 +187,18 @@ TEST(Apply, TakesOutWhatAnOverwritingRunNoLongerMakes) {
     EXPECT_EQ(mets.pages(), (Strings{"PHYS_0001", "PHYS_0002"}));
 }
 
+TEST(Apply, NeverTakesOutWhatTheRunReads) {
+    Workspace ws(two_pages());
+    auto mets = ws.load();
+    auto into_itself = run({file_ref("IMG", "NEW", "PHYS_0001")}, true);
+    into_itself.output_groups = {"IMG"};
+    auto dropped = apply(mets, into_itself);
+    ASSERT_TRUE(dropped);
+    EXPECT_TRUE(dropped->empty());
+    EXPECT_NE(mets.find("IMG_0001"), nullptr);
+    into_itself.files = {file_ref("IMG", "IMG_0002", "PHYS_0002")}; // a PAGE in place of an image
+    EXPECT_EQ(apply(mets, into_itself).error().kind(), ErrorKind::Conflict);
+}
+
 } // namespace
 } // namespace ocrctl::mets
