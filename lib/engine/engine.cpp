@@ -24,6 +24,8 @@ constexpr std::uint32_t kFrameLimit = 256 * 1024 * 1024;
 ErrorKind kind_named(std::string const& text) {
     if (text == "not-found") return ErrorKind::NotFound;
     if (text == "invalid") return ErrorKind::Invalid;
+    if (text == "denied") return ErrorKind::Denied;
+    if (text == "too-large") return ErrorKind::TooLarge;
     if (text == "unavailable") return ErrorKind::Unavailable;
     return ErrorKind::Internal;
 }
@@ -221,6 +223,14 @@ awaitable<Result<EngineReply>> Engine::page(PageRequest request) {
     if (answer.outcome.page_id.empty()) answer.outcome.page_id = request.page.page_id;
     answer.log = reply->value("log", "");
     co_return answer;
+}
+
+awaitable<Result<std::size_t>> Engine::frames(std::filesystem::path image) {
+    Json request{{"op", "frames"}, {"path", image.string()}};
+    auto reply = co_await Impl::request(impl_, std::move(request));
+    if (!reply) co_return fail(reply.error());
+    if (!reply->value("ok", false)) co_return fail(kind_named(reply->value("kind", "")), "{}", reply->value("error", "cannot read the image"));
+    co_return reply->value("frames", std::size_t(1));
 }
 
 void Engine::kill() { impl_->kill(); }

@@ -58,6 +58,9 @@ public:
     /// awaiting coroutine kills the engine.
     awaitable<Result<EngineReply>> page(PageRequest request);
 
+    /// How many pages an image file holds (a TIFF may hold several). Errors say what is wrong with the file.
+    awaitable<Result<std::size_t>> frames(std::filesystem::path image);
+
     /// SIGKILL to its process group; what waits for it fails with Unavailable.
     void kill();
 
@@ -94,6 +97,9 @@ public:
     /// Loads what is not loaded, runs the page. `limit` 0: none; past it the engine is killed and the error is Timeout.
     /// Unavailable: the engine died on this page (the pool goes on with another engine).
     awaitable<Result<EngineReply>> page(PageRequest request, std::chrono::milliseconds limit = std::chrono::milliseconds(0));
+
+    /// As Engine::frames, in any engine.
+    awaitable<Result<std::size_t>> frames(std::filesystem::path image);
 
     std::size_t size() const noexcept;
     /// Kills all engines; requests in flight fail.

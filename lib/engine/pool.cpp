@@ -50,15 +50,19 @@ struct EnginePool::Impl {
         }
     };
 
+    Result<void> start(Seat& seat) {
+        if (seat.engine && seat.engine->alive()) return {};
+        seat.loaded.clear();
+        auto started = Engine::start(executor, options);
+        if (!started) return fail(started.error());
+        seat.engine = std::move(*started);
+        return {};
+    }
+
     awaitable<Result<Provenance>> prepare(Seat& seat, std::string processor, Json parameters) {
         auto what = key(processor, parameters);
         if (seat.engine && seat.engine->alive() && seat.loaded.contains(what)) co_return provenance[what];
-        if (!seat.engine || !seat.engine->alive()) {
-            seat.loaded.clear();
-            auto started = Engine::start(executor, options);
-            if (!started) co_return fail(started.error());
-            seat.engine = std::move(*started);
-        }
+        if (auto started = start(seat); !started) co_return fail(started.error());
         auto loaded = co_await seat.engine->load(processor, parameters);
         if (!loaded) co_return fail(loaded.error());
         seat.loaded.insert(what);
@@ -89,6 +93,13 @@ awaitable<Result<Provenance>> EnginePool::load(std::string processor, Json param
     auto* seat = co_await impl_->take(Impl::key(processor, parameters));
     Impl::Hold hold(impl_.get(), seat);
     co_return co_await impl_->prepare(*seat, std::move(processor), std::move(parameters));
+}
+
+awaitable<Result<std::size_t>> EnginePool::frames(std::filesystem::path image) {
+    auto* seat = co_await impl_->take("");
+    Impl::Hold hold(impl_.get(), seat);
+    if (auto started = impl_->start(*seat); !started) co_return fail(started.error());
+    co_return co_await seat->engine->frames(std::move(image));
 }
 
 awaitable<Result<EngineReply>> EnginePool::page(PageRequest request, std::chrono::milliseconds limit) {
