@@ -2,6 +2,7 @@
 #include "cmd/commands.hpp"
 
 #include "host_agent/agent.hpp"
+#include "lib/base/files.hpp"
 #include "lib/ledger/paths.hpp"
 
 #include <CLI/CLI.hpp>
