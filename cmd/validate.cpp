@@ -8,7 +8,7 @@
 #include <cstdio>
 #include <memory>
 
-namespace ocrctl::cmd {
+namespace ocrctl {
 
 namespace {
 
@@ -89,4 +89,4 @@ void add_validate(CLI::App& app, int& exit_code) {
     command->callback([options, &exit_code] { exit_code = validate(options->file, options->json); });
 }
 
-} // namespace ocrctl::cmd
+} // namespace ocrctl

@@ -406,7 +406,9 @@ void check_reach(Deployment const& c, Reading& reading) {
 
 void check_auth(Deployment const& c, Reading& reading) {
     if (c.auth.kind == AuthKind::Unset && !is_loopback(c.listen.address))
-        reading.problem("listen.address", fmt::format("listening on {} lets other machines in: give auth: {{tokens: FILE}}, or say auth: none", c.listen.address));
+        reading.problem("listen.address", fmt::format("listening on {} lets other machines in, unasked who they are: say auth: none if that is wanted", c.listen.address));
+    if (c.auth.kind == AuthKind::Tokens) // silently open would be worse than refused
+        reading.problem("auth.tokens", "the server of this version does not check tokens: listen on loopback, or say auth: none");
 }
 
 void check_database(Deployment const& c, bool given, Reading& reading) {

@@ -107,7 +107,7 @@ TEST(Config, TakesItsDefaultsFromTheStructs) {
 TEST(Config, ReadsWhatIsOurs) {
     auto c = good(R"(name: library
 listen: {address: 0.0.0.0, port: 9000}
-auth: {tokens: tokens.txt}
+auth: none
 workspaces: [/data/works, ~/more]
 log_level: debug
 drain: 2m
@@ -136,8 +136,7 @@ hosts:
     path_map: {/data/works: /mnt/works}
 )");
     EXPECT_EQ(c.listen.address, "0.0.0.0");
-    EXPECT_EQ(c.auth.kind, AuthKind::Tokens);
-    EXPECT_EQ(c.auth.tokens_file, std::filesystem::current_path() / "tokens.txt");
+    EXPECT_EQ(c.auth.kind, AuthKind::None);
     ASSERT_EQ(c.workspaces.size(), 2u);
     EXPECT_EQ(c.workspaces[0], "/data/works");
     EXPECT_EQ(c.workspaces[1], std::filesystem::path(std::getenv("HOME")) / "more");
@@ -212,9 +211,9 @@ TEST(Config, SaysWhereBrokenYamlBreaks) {
 }
 
 TEST(Config, CountsColumnsInCharacters) {
-    EXPECT_EQ(problems("auth: {Schlüssel: a, tokens: t, öä: 1}\n"),
-              "config.yml:1:8: auth.Schlüssel: unknown key; known here: tokens\n"
-              "config.yml:1:33: auth.öä: unknown key; known here: tokens\n");
+    EXPECT_EQ(problems("listen: {Schlüssel: a, port: 1, öä: 1}\n"),
+              "config.yml:1:10: listen.Schlüssel: unknown key; known here: address, port\n"
+              "config.yml:1:33: listen.öä: unknown key; known here: address, port\n");
 }
 
 TEST(Config, RefusesWhatIsNoMapping) {
@@ -334,8 +333,10 @@ TEST(Config, FindsPortsUsedTwiceOnOneMachine) {
 
 TEST(Config, WantsAuthBeyondLoopback) {
     EXPECT_EQ(problems("listen: {address: 0.0.0.0}\n"),
-              "config.yml:1:19: listen.address: listening on 0.0.0.0 lets other machines in: give auth: {tokens: FILE}, or say auth: none\n");
+              "config.yml:1:19: listen.address: listening on 0.0.0.0 lets other machines in, unasked who they are: say auth: none if that is wanted\n");
     EXPECT_EQ(problems("listen: {address: 0.0.0.0}\nauth: none\n"), "");
+    EXPECT_EQ(problems("listen: {address: 0.0.0.0}\nauth: {tokens: t.txt}\n"),
+              "config.yml:2:16: auth.tokens: the server of this version does not check tokens: listen on loopback, or say auth: none\n");
     EXPECT_EQ(problems("auth: open\n"), "config.yml:1:7: auth: expected none, or a mapping with the key tokens, got \"open\"\n");
 }
 

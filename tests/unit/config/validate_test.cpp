@@ -6,7 +6,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-namespace ocrctl::cmd {
+namespace ocrctl {
 namespace {
 
 struct Outcome {
@@ -94,4 +94,4 @@ TEST_F(Validate, NeverPrintsAPassword) {
 }
 
 } // namespace
-} // namespace ocrctl::cmd
+} // namespace ocrctl
