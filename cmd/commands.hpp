@@ -9,7 +9,7 @@ namespace CLI {
 class App;
 }
 
-namespace ocrctl::cmd {
+namespace ocrctl {
 
 // a deployment's life
 void add_deploy(CLI::App& app, int& exit_code);
@@ -37,4 +37,4 @@ void add_serve(CLI::App& app, int& exit_code);
 /// A built-in Processor in OCR-D's command-line form: `ocrd-ocrctl-NAME -m mets.xml -I ... -O ...`.
 int run_processor(std::string name, std::vector<std::string> args);
 
-} // namespace ocrctl::cmd
+} // namespace ocrctl

@@ -19,49 +19,49 @@ constexpr int kUsage = 2, kBug = 70;
 void add_commands(CLI::App& app, [[maybe_unused]] int& exit_code) {
     (void)app;
 #ifdef OCRCTL_HAS_DEPLOY
-    cmd::add_deploy(app, exit_code);
+    ocrctl::add_deploy(app, exit_code);
 #endif
 #ifdef OCRCTL_HAS_KILL_ALL
-    cmd::add_kill_all(app, exit_code);
+    ocrctl::add_kill_all(app, exit_code);
 #endif
 #ifdef OCRCTL_HAS_OCR
-    cmd::add_ocr(app, exit_code);
+    ocrctl::add_ocr(app, exit_code);
 #endif
 #ifdef OCRCTL_HAS_STATUS
-    cmd::add_status(app, exit_code);
+    ocrctl::add_status(app, exit_code);
 #endif
 #ifdef OCRCTL_HAS_WAIT
-    cmd::add_wait(app, exit_code);
+    ocrctl::add_wait(app, exit_code);
 #endif
 #ifdef OCRCTL_HAS_LOGS
-    cmd::add_logs(app, exit_code);
+    ocrctl::add_logs(app, exit_code);
 #endif
 #ifdef OCRCTL_HAS_JOB
-    cmd::add_job(app, exit_code);
+    ocrctl::add_job(app, exit_code);
 #endif
 #ifdef OCRCTL_HAS_WORKFLOW
-    cmd::add_workflow(app, exit_code);
+    ocrctl::add_workflow(app, exit_code);
 #endif
 #ifdef OCRCTL_HAS_VALIDATE
-    cmd::add_validate(app, exit_code);
+    ocrctl::add_validate(app, exit_code);
 #endif
 #ifdef OCRCTL_HAS_PLAN
-    cmd::add_plan(app, exit_code);
+    ocrctl::add_plan(app, exit_code);
 #endif
 #ifdef OCRCTL_HAS_TRUST
-    cmd::add_trust(app, exit_code);
+    ocrctl::add_trust(app, exit_code);
 #endif
 #ifdef OCRCTL_HAS_SERVE
-    cmd::add_serve(app, exit_code);
+    ocrctl::add_serve(app, exit_code);
 #endif
 #ifdef OCRCTL_HAS_AGENT
-    cmd::add_agent(app, exit_code);
+    ocrctl::add_agent(app, exit_code);
 #endif
 #ifdef OCRCTL_HAS_HOST
-    cmd::add_host(app, exit_code);
+    ocrctl::add_host(app, exit_code);
 #endif
 #ifdef OCRCTL_HAS_WORKER
-    cmd::add_worker(app, exit_code);
+    ocrctl::add_worker(app, exit_code);
 #endif
 #ifdef OCRCTL_HAS_PROCESSOR
     auto* processor = app.add_subcommand("processor", "Runs a built-in Processor as an OCR-D command-line Processor");
@@ -72,7 +72,7 @@ void add_commands(CLI::App& app, [[maybe_unused]] int& exit_code) {
         if (rest.empty()) throw CLI::RequiredError("NAME");
         auto name = rest.front();
         rest.erase(rest.begin());
-        exit_code = cmd::run_processor(name.starts_with("ocrd-") ? name : "ocrd-" + name, rest);
+        exit_code = ocrctl::run_processor(name.starts_with("ocrd-") ? name : "ocrd-" + name, rest);
     });
 #endif
 }
@@ -93,12 +93,12 @@ int run(int argc, char** argv) {
     std::string const called = argc > 0 ? std::filesystem::path(argv[0]).filename().string() : "ocrctl";
     std::string const first = argc > 1 ? argv[1] : "";
 #ifdef OCRCTL_HAS_PROCESSOR
-    if (called.starts_with("ocrd-ocrctl-")) return cmd::run_processor(called, std::vector<std::string>(argv + 1, argv + argc));
+    if (called.starts_with("ocrd-ocrctl-")) return ocrctl::run_processor(called, std::vector<std::string>(argv + 1, argv + argc));
     // OCR-D's options are not ours: --help and --version are the Processor's own.
     if (first == "processor" && argc > 2 && argv[2][0] != '-') {
         std::string name = argv[2];
         if (!name.starts_with("ocrd-")) name = "ocrd-" + name;
-        return cmd::run_processor(name, std::vector<std::string>(argv + 3, argv + argc));
+        return ocrctl::run_processor(name, std::vector<std::string>(argv + 3, argv + argc));
     }
 #endif
     if (first == "--version" || first == "-V") {
