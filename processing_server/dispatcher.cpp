@@ -106,7 +106,7 @@ awaitable<void> Dispatcher::check_epoch() {
         auto found = std::make_shared<std::string>();
         auto queue = epoch_queue(settings_.name);
         auto look = [found, queue](queue::Session& session) -> Result<void> {
-            auto declared = session.declare_quorum(queue);
+            auto declared = session.declare_classic(queue); // 3.10: basic.get from a quorum queue can hang after a broker kill
             if (!declared) return std::unexpected(declared.error());
             auto first = session.peek(queue);
             if (!first) return std::unexpected(first.error());
