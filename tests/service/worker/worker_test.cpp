@@ -192,7 +192,7 @@ protected:
     }
     /// Ready or given out: the queue is empty only once nobody holds a message.
     bool nothing_left() {
-        worker->end();
+        worker->drain(); // acknowledges what it has just answered
         run_until(io, [&] { return ended; }, 10s);
         return run_until(io, [&] { return waiting(work) == 0; }, 5s);
     }
