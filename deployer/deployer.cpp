@@ -1,5 +1,6 @@
 #include "deployer/deployer.hpp"
 
+#include "deployer/host_ops.hpp"
 #include "deployer/host_setup.hpp"
 #include "deployer/ports.hpp"
 #include "lib/base/crash_point.hpp"
@@ -166,6 +167,24 @@ void in_parallel(std::vector<std::string> const& hosts, std::size_t bound, std::
         threads.emplace_back([&] {
             for (std::size_t mine; (mine = next++) < hosts.size();) work(hosts[mine]);
         });
+}
+
+/// A Host that left the config: everything of the deployment there is ended and cleared away.
+Result<void> retire(ledger::Ledger& ledger, std::string const& host, Json const& config, std::string const& deployment, std::chrono::seconds grace) {
+    auto record = json_to<HostRecord>(config);
+    if (!record) return std::unexpected(record.error());
+    auto ops = HostOps::open(host, *record, deployment);
+    if (!ops) return std::unexpected(ops.error());
+    auto closed = (*ops)->close();
+    if (!closed) return closed;
+    auto stopped = (*ops)->stop({"all"}, grace);
+    if (!stopped) return std::unexpected(stopped.error());
+    auto left = (*ops)->sweep(grace);
+    if (!left) return std::unexpected(left.error());
+    if (!left->empty()) return fail(ErrorKind::Unavailable, "{}", left->front());
+    auto cleaned = (*ops)->clean(false);
+    if (!cleaned) return cleaned;
+    return ledger.append(ledger::stopped(agent_entry(host)));
 }
 
 // --- waiting for READY ---------------------------------------------------------------------------------------------
@@ -424,6 +443,20 @@ Result<DeployReport> deploy(DeployOptions const& options) {
     wait.server = plan.server;
     std::mutex mutex;
     context.say = [&](std::string const& host, std::string const& text) { say(fmt::format("{}: {} ({})", host, text, seconds_since(start))); };
+    std::vector<std::string> gone;
+    for (auto const& [host, known] : state->hosts) {
+        auto const* agent = state->find(agent_entry(host));
+        if (!fresh && !plan.host(host) && agent && agent->open()) gone.push_back(host);
+    }
+    in_parallel(gone, 8, [&](std::string const& host) {
+        auto done = retire(*ledger, host, state->hosts.at(host), facts.deployment.id, config.grace);
+        if (done) {
+            say(fmt::format("{}: stopped, it is not in the config any more ({})", host, seconds_since(start)));
+        } else {
+            std::lock_guard guard(mutex);
+            wait.outcomes[host] = {host, 0, done.error().during(fmt::format("{}: is not in the config any more, but cannot be stopped", host))};
+        }
+    });
     std::vector<std::string> hosts;
     for (auto const& host : plan.hosts) hosts.push_back(host.name);
     in_parallel(hosts, static_cast<std::size_t>(std::max(1, config.parallel_hosts)), [&](std::string const& host) {
@@ -466,6 +499,8 @@ Result<DeployReport> deploy(DeployOptions const& options) {
     report.server = plan.server;
     report.queue = fmt::format("amqp://{}", config::host_port(plan.host(plan.local_host)->amqp_host, plan.host(plan.local_host)->amqp_port));
     for (auto const& host : plan.hosts) report.hosts.push_back(wait.outcomes[host.name]);
+    for (auto const& host : gone)
+        if (wait.outcomes.contains(host)) report.hosts.push_back(wait.outcomes[host]);
     report.seconds = std::chrono::duration<double>(Clock::now() - start).count();
     return report;
 }

@@ -27,12 +27,13 @@ struct Target {
     std::unique_ptr<HostOps> ops;    // nothing while it is unreachable
     std::optional<Error> unreachable;
     std::vector<std::string> left;
+    bool verified = false; // empty, by an earlier look: only then is an agent noted as stopped
 };
 
 void each(std::vector<Target>& targets, std::function<void(Target&)> const& work) {
     std::vector<std::jthread> threads;
     for (auto& target : targets)
-        if (!target.unreachable) threads.emplace_back([&work, &target] { work(target); });
+        if (!target.unreachable && !target.verified) threads.emplace_back([&work, &target] { work(target); });
 }
 
 void give_up(Target& target, Error const& error) {
@@ -105,6 +106,8 @@ Result<KillAllReport> kill_all(KillAllOptions const& options) {
         Target target;
         target.name = name;
         target.record = *record;
+        auto const* agent = state->find(agent_entry(name));
+        target.verified = agent && agent->stopped && record->connection != "local";
         targets.push_back(std::move(target));
     }
     say(fmt::format("closing \"{}\" on {}", report.name, counted(targets.size(), "host")));
