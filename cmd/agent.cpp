@@ -12,7 +12,7 @@
 #include <memory>
 #include <unistd.h>
 
-namespace ocrctl::cmd {
+namespace ocrctl {
 namespace {
 
 namespace fs = std::filesystem;
@@ -62,4 +62,4 @@ void add_agent(CLI::App& app, int& exit_code) {
     command->callback([options, &exit_code] { exit_code = run_agent(*options); });
 }
 
-} // namespace ocrctl::cmd
+} // namespace ocrctl

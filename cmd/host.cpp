@@ -10,7 +10,7 @@
 #include <memory>
 #include <string>
 
-namespace ocrctl::cmd {
+namespace ocrctl {
 namespace {
 
 constexpr int kPartly = 3;
@@ -110,4 +110,4 @@ void add_host(CLI::App& app, int& exit_code) {
     cleaning->footer("Example:\n  ocrctl host clean --state DIR --deployment d7 --host ocr1");
 }
 
-} // namespace ocrctl::cmd
+} // namespace ocrctl

@@ -10,7 +10,7 @@
 #include <memory>
 #include <unistd.h>
 
-namespace ocrctl::cmd {
+namespace ocrctl {
 namespace {
 
 namespace fs = std::filesystem;
@@ -106,4 +106,4 @@ void add_worker(CLI::App& app, int& exit_code) {
     command->callback([arguments, &exit_code] { exit_code = run_worker(*arguments); });
 }
 
-} // namespace ocrctl::cmd
+} // namespace ocrctl
