@@ -19,7 +19,7 @@
 #include <set>
 #include <unistd.h>
 
-namespace ocrctl::cmd {
+namespace ocrctl {
 
 namespace fs = std::filesystem;
 
@@ -457,4 +457,4 @@ int run_processor(std::string name, std::vector<std::string> args) {
     return execute(name, std::move(*run));
 }
 
-} // namespace ocrctl::cmd
+} // namespace ocrctl

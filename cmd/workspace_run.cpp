@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <cstdio>
 
-namespace ocrctl::cmd {
+namespace ocrctl {
 
 namespace fs = std::filesystem;
 using log::kv;
@@ -101,6 +101,8 @@ awaitable<Result<WorkspaceReport>> WorkspaceRunner::Impl::work() {
     TaskGroup workers(executor, "processor");
     for (std::size_t i = 0; i < std::min(std::max<std::size_t>(run.parallel, 1), pages.size()); ++i) workers.spawn("pages", take_pages());
     co_await workers.join();
+    if (ending.empty() && report.done + report.failed != report.of)
+        ending = fmt::format("only {} of {} came to an end, see the log", report.done + report.failed, counted(report.of, "page"));
 
     auto saved = save(*mets, provenance);
     clean_up();
@@ -132,6 +134,7 @@ awaitable<PageOutcome> WorkspaceRunner::Impl::attempt(std::string processor, Jso
         if (outcome.ok || !outcome.retry || tried == kPageTries || !ending.empty()) co_return outcome;
         log.warn("page.retried", kv("page", page.page_id), kv("reason", outcome.error));
         co_await pause(std::chrono::milliseconds(500 << tried));
+        if (!ending.empty()) co_return outcome;
     }
 }
 
@@ -204,4 +207,4 @@ void WorkspaceRunner::Impl::clean_up() {
     fs::remove(staging.parent_path(), ignored); // only if nobody else's run is in it
 }
 
-} // namespace ocrctl::cmd
+} // namespace ocrctl

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-namespace ocrctl::cmd {
+namespace ocrctl {
 
 /// What becomes of a page that failed (OCRD_MISSING_OUTPUT): it has no output, its input is passed on, or all ends.
 enum class MissingOutput { Skip, Copy, Abort };
@@ -52,4 +52,4 @@ private:
     std::unique_ptr<Impl> impl_;
 };
 
-} // namespace ocrctl::cmd
+} // namespace ocrctl
