@@ -257,6 +257,7 @@ Result<SetupResult> setup_host(SetupContext& context, std::string const& host) {
     if (!driver) return during(driver.error());
 
     if (!wanted->local) {
+        crash_point("deploy.after-remote-connect");
         auto look = (*driver)->look();
         if (!look) return during(look.error());
         auto root = wanted->config->state.empty() ? look->state_root : wanted->config->state;
@@ -341,6 +342,7 @@ Result<SetupResult> setup_host(SetupContext& context, std::string const& host) {
     if (!wanted->local) {
         auto put = (*driver)->put(there.desired().string(), dump(Json(*desired)) + "\n", 0644);
         if (!put) return during(put.error());
+        crash_point("deploy.after-remote-desired");
     }
     if (!agent) {
         Json spec = {{"argv", Json::array({record.binary, "agent", "--state", wanted->state})}, {"binary", record.binary}, {"socket", there.socket().string()}, {"state", wanted->state}};

@@ -44,7 +44,7 @@ void give_up(Target& target, Error const& error) {
 /// Of the central state folder, what is neither data nor logs nor a Ledger.
 void tidy_central(ledger::StatePaths const& paths) {
     remove_tree(paths.secrets());
-    remove_tree(paths.root / "server.json");
+    for (char const* name : {"server.json", "server.lock"}) remove_tree(paths.root / name);
     for (char const* name : {"home", "data/pid", "data/config", "inetrc", "enabled_plugins", "rabbitmq.conf", "rabbitmq-env.conf", "definitions.json", "advanced.config"})
         remove_tree(paths.rabbitmq() / name);
     std::error_code error;
