@@ -20,6 +20,7 @@
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/write.hpp>
 #include <csignal>
+#include <cstdio>
 #include <ctime>
 #include <deque>
 #include <map>
@@ -98,6 +99,7 @@ struct Agent::Impl {
     log::Logger log{"agent"};
     asio::io_context io{1};
     asio::thread_pool blocking{4}; // ending processes waits for them
+    int blocked = 0;               // such waits under way
     TaskGroup tasks{io.get_executor(), "agent"};
     Event changed_event{io.get_executor()};
     asio::steady_timer farewell{io};
@@ -248,8 +250,7 @@ struct Agent::Impl {
             if (unit->leftovers) {
                 unit->leftovers = false;
                 auto target = process::StopTarget{std::nullopt, marks(*unit), true};
-                auto work = [target] { return process::stop_processes({target}, 1s); };
-                auto outcome = co_await on_thread(blocking, work);
+                auto outcome = co_await stop_now(std::move(target), 1s);
                 if (!outcome.left.empty())
                     log.warn("unit.leftovers", kv(field::kEntry, unit->spec.entry), kv(field::kPid, outcome.left.front().identity.pid));
                 continue;
@@ -429,8 +430,18 @@ struct Agent::Impl {
             unit.failures = healthy ? 1 : unit.failures + 1;
             ++unit.restarts;
             unit.retry = SteadyClock::now() + restart_delay(unit.failures);
-            set_state(unit, worked ? UnitState::BackOff : UnitState::Failed, detail);
+            // Once may be chance. Not ready in time, a missing library, three times in a row are not.
+            bool hopeless = unit.late || unit.failures >= 3 || detail.starts_with("the shared library");
+            set_state(unit, worked || !hopeless ? UnitState::BackOff : UnitState::Failed, detail);
         }
+    }
+
+    awaitable<process::StopOutcome> stop_now(process::StopTarget target, milliseconds grace) {
+        ++blocked;
+        auto work = [target = std::move(target), grace] { return process::stop_processes({target}, grace); };
+        auto outcome = co_await on_thread(blocking, std::move(work));
+        --blocked;
+        co_return outcome;
     }
 
     awaitable<void> reap(process::Child child) { (void)co_await process::wait(child.pidfd.get()); }
@@ -462,8 +473,7 @@ struct Agent::Impl {
             }
         }
         auto target = process::StopTarget{unit->identity, marks(*unit), true};
-        auto work = [target, grace] { return process::stop_processes({target}, grace); };
-        auto outcome = co_await on_thread(blocking, work);
+        auto outcome = co_await stop_now(std::move(target), grace);
         auto until = SteadyClock::now() + 2s;
         while (!unit->exit && SteadyClock::now() < until) co_await changed(until);
         if (unit->exit) co_return;
@@ -554,7 +564,7 @@ struct Agent::Impl {
                 desired.deployment = entry.spec.value("deployment", std::string());
                 desired.host = entry.host;
             }
-        auto found = process::scan(desired.deployment, desired.host);
+        auto found = process::scan(desired.deployment, desired.host, process::Ancestors::Included); // a server may have started us
         for (auto const& name_ : state->order) {
             auto const& entry = state->entries.at(name_);
             if (!entry.open()) continue;
@@ -1038,7 +1048,8 @@ struct Agent::Impl {
             return {};
         }
         if (auto listening = listen(); !listening) return listening;
-        record(ledger::path("", paths.socket().string()));
+        if (auto state = book->replay(); state && std::ranges::find(state->paths, paths.socket().string()) == state->paths.end())
+            record(ledger::path("", paths.socket().string()));
         crash_point("agent.after-socket");
         if (!desired.host.empty()) reconcile();
 
@@ -1050,6 +1061,12 @@ struct Agent::Impl {
         log.info("agent.started", kv(field::kPid, ::getpid()), kv("build", options.build), kv(field::kPath, paths.socket().string()));
         io.run();
         acceptor.reset();
+        if (blocked > 0) {
+            // In the middle of ending a unit that takes its time. Nothing of ours is unwritten, and the next agent goes on with it;
+            // joining the threads could take as long as the unit's grace.
+            ::fflush(nullptr);
+            ::_exit(0);
+        }
         return {};
     }
 };

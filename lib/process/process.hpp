@@ -129,9 +129,10 @@ struct Found {
 void to_json(Json& json, Found const& found);
 void from_json(Json const& json, Found& found);
 
-/// Every live process of a deployment (of one of its hosts, if given), except this one and those of its ancestors that
-/// are ocrctl commands.
-std::vector<Found> scan(std::string_view deployment, std::string_view host = "");
+/// Every live process of a deployment (of one of its hosts, if given), except this one and, unless they are asked for,
+/// those of its ancestors that are ocrctl commands.
+enum class Ancestors { Excluded, Included };
+std::vector<Found> scan(std::string_view deployment, std::string_view host = "", Ancestors ancestors = Ancestors::Excluded);
 
 /// "error while loading shared libraries: libX.so.5: ..." in a program's output: the sentence that names the library
 /// and the Debian package to install. Nothing if the text does not say so.

@@ -15,7 +15,7 @@ using std::chrono::milliseconds;
 
 bool gone(Row const& row) { return row.state == 'Z' || row.state == 'X'; }
 
-// This process and those it came from: never ours to end.
+// This process and those it came from.
 std::set<int> own_line(std::vector<Row> const& rows, bool only_ocrctl) {
     std::set<int> line{::getpid()};
     int pid = ::getppid();
@@ -37,7 +37,8 @@ std::vector<Row> members(std::vector<StopTarget> const& targets, std::vector<boo
     bool any_marks = std::ranges::any_of(targets, [](auto const& t) { return !t.marks.deployment.empty() && !t.marks.entry.empty(); });
     std::vector<Row> found;
     for (auto const& row : rows) {
-        if (gone(row) || line.contains(row.identity.pid)) continue;
+        if (gone(row) || row.identity.pid == ::getpid()) continue;
+        bool ancestor = line.contains(row.identity.pid); // ended only if it is named itself
         std::optional<Marks> marks;
         auto carries = [&](Marks const& wanted) {
             if (!marks) marks = marks_of(row.identity.pid);
@@ -48,8 +49,8 @@ std::vector<Row> members(std::vector<StopTarget> const& targets, std::vector<boo
             auto const& target = targets[i];
             bool marked = !target.marks.deployment.empty() && !target.marks.entry.empty();
             bool belongs = target.identity && (row.identity == *target.identity ||
-                                               (seen[i] && row.session == target.identity->pid && row.identity.start >= target.identity->start));
-            if (!belongs && any_marks && marked) belongs = carries(target.marks);
+                                               (!ancestor && seen[i] && row.session == target.identity->pid && row.identity.start >= target.identity->start));
+            if (!belongs && !ancestor && any_marks && marked) belongs = carries(target.marks);
             if (belongs) {
                 found.push_back(row);
                 break;
@@ -123,11 +124,11 @@ StopOutcome stop_processes(std::vector<Identity> const& identities, milliseconds
     return stop_processes(targets, grace);
 }
 
-std::vector<Found> scan(std::string_view deployment, std::string_view host) {
+std::vector<Found> scan(std::string_view deployment, std::string_view host, Ancestors ancestors) {
     std::vector<Found> found;
     if (deployment.empty()) return found;
     auto rows = table();
-    auto line = own_line(rows, true);
+    auto line = ancestors == Ancestors::Included ? std::set<int>{::getpid()} : own_line(rows, true);
     for (auto const& row : rows) {
         if (gone(row) || line.contains(row.identity.pid)) continue;
         auto marks = marks_of(row.identity.pid);

@@ -317,6 +317,46 @@ TEST_F(AgentTest, EndedBySigtermLeavesItsUnitsAlone) {
     EXPECT_FALSE(fs::exists(ledger::host_socket_path(folder)));
 }
 
+TEST_F(AgentTest, EndsAtOnceThoughAUnitTakesItsTimeToStop) {
+    auto spec = shell("a", "trap '' TERM; while :; do sleep 0.1; done");
+    spec.grace_s = 60;
+    desired.units = {spec};
+    write_desired();
+    start_agent();
+    ASSERT_TRUE(agent_listens());
+    ASSERT_TRUE(reaches("a", UnitState::Ready));
+    desired.units.clear();
+    ASSERT_TRUE(apply().has_value());
+    ASSERT_TRUE(reaches("a", UnitState::Stopping));
+    ASSERT_TRUE(process::signal_one(agents.back().identity, SIGTERM).has_value());
+    EXPECT_TRUE(process::wait_for(agents.back().pidfd.get(), 8s).has_value());
+    start_agent();
+    ASSERT_TRUE(agent_listens());
+    EXPECT_TRUE(reaches("a", UnitState::Stopping)); // it goes on where the last one was
+}
+
+TEST_F(AgentTest, IsItselfABystanderWhenTheServerStartedIt) {
+    // The server brings a lost agent back, so the agent may be its descendant and yet has to adopt and to stop it.
+    auto script = fmt::format("while [ ! -e {0}/kill ]; do sleep 0.05; done; OCRCTL_ENTRY=agent setsid {1} {0} >>{0}/agent.out 2>&1 & while :; do sleep 0.05; done",
+                              folder.string(), AGENT_PROGRAM);
+    desired.units = {shell("server", script)};
+    write_desired();
+    start_agent({{"OCRCTL_CRASH_AT", "agent.after-spawn"}});
+    ASSERT_TRUE(process::wait_for(agents.back().pidfd.get(), 15s).has_value());
+    auto before = process::scan(desired.deployment);
+    auto leader = std::ranges::find_if(before, [](auto const& f) { return process::row_of(f.identity.pid)->session == f.identity.pid; });
+    ASSERT_NE(leader, before.end());
+    std::ofstream(folder / "kill") << "";
+    // The variable of the crash point was inherited by the unit and by its agent, which never spawns: it adopts.
+    ASSERT_TRUE(agent_listens());
+    ASSERT_TRUE(reaches("server", UnitState::Ready));
+    EXPECT_EQ(unit("server").pid, leader->identity.pid);
+    auto stopped = ask(Json{{"op", "stop"}, {"kinds", {"server"}}, {"grace_s", 1}});
+    ASSERT_TRUE(stopped.has_value());
+    EXPECT_TRUE(stopped->at("left").empty());
+    EXPECT_FALSE(process::alive(leader->identity));
+}
+
 TEST_F(AgentTest, ChangesOnlyWhatDiffers) {
     desired.units = {shell("same", "exec sleep 60"), shell("changed", "exec sleep 61"), shell("gone", "exec sleep 62")};
     desired.units[2].remove = {(folder / "gone.sock").string()};
