@@ -74,11 +74,7 @@ void Results::start() {
     options.name = "ocrctl server " + settings_.name + " results";
     options.prefetch = 256;
     for (int i = 0; i < kResultQueues; ++i) options.queues.push_back(result_queue(settings_.name, i));
-    options.on_connected = [name = settings_.name](queue::Session& session) -> Result<void> {
-        for (int i = 0; i < kResultQueues; ++i)
-            if (auto declared = session.declare_quorum(result_queue(name, i)); !declared) return std::unexpected(declared.error());
-        return {};
-    };
+    // The dispatcher declares them; until they are there the Consumer waits for them.
     consumer_ = std::make_unique<queue::Consumer>(io_, url_, std::move(options), [this, alive = alive_](queue::Delivery delivery) {
         if (*alive) received(std::move(delivery));
     });
