@@ -2,8 +2,8 @@
 
 #include <csetjmp>
 #include <cstdio>
-#include <jpeglib.h>
 #include <jerror.h>
+#include <jpeglib.h>
 
 namespace ocrctl::ocr {
 
@@ -37,7 +37,8 @@ void on_message(j_common_ptr common, int level) {
     ++common->err->num_warnings;
     auto code = common->err->msg_code;
     // The decoder would fill the rest with gray and go on.
-    if (code == JWRN_JPEG_EOF || code == JWRN_HIT_MARKER || code == JWRN_BOGUS_PROGRESSION || code == JWRN_MUST_RESYNC || code == JWRN_HUFF_BAD_CODE) {
+    if (code == JWRN_JPEG_EOF || code == JWRN_HIT_MARKER || code == JWRN_BOGUS_PROGRESSION ||
+        code == JWRN_MUST_RESYNC || code == JWRN_HUFF_BAD_CODE) {
         error->truncated = true;
         common->err->format_message(common, error->text);
     }
@@ -50,14 +51,18 @@ bool start(Decoding& d, std::string_view bytes) {
     jpeg_save_markers(&d.decoder, JPEG_APP0 + 1, 0xffff);
     jpeg_read_header(&d.decoder, TRUE);
     switch (d.decoder.jpeg_color_space) {
-    case JCS_GRAYSCALE: d.decoder.out_color_space = JCS_GRAYSCALE; break;
+    case JCS_GRAYSCALE:
+        d.decoder.out_color_space = JCS_GRAYSCALE;
+        break;
     case JCS_CMYK:
     case JCS_YCCK:
         d.decoder.out_color_space = JCS_CMYK;
         d.cmyk = true;
         d.inverted = d.decoder.saw_Adobe_marker;
         break;
-    default: d.decoder.out_color_space = JCS_RGB; break;
+    default:
+        d.decoder.out_color_space = JCS_RGB;
+        break;
     }
     jpeg_start_decompress(&d.decoder);
     return true;
@@ -113,7 +118,8 @@ Result<Image> decode_jpeg(std::string_view bytes, bool header_only) {
     std::vector<unsigned char> row(d.cmyk ? std::size_t{4} * d.decoder.output_width : 0);
     d.pixels = &image.pixels;
     d.row = row.data();
-    if (!read_rows(d) || d.error.truncated) return fail(ErrorKind::Invalid, "is truncated or damaged: {}", d.error.text);
+    if (!read_rows(d) || d.error.truncated)
+        return fail(ErrorKind::Invalid, "is truncated or damaged: {}", d.error.text);
     return image;
 }
 

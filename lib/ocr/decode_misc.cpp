@@ -14,14 +14,24 @@ namespace ocrctl::ocr {
 
 void set_orientation(int exif, Image& image) {
     switch (exif) {
-    case 3: image.orientation = 180; break;
-    case 6: image.orientation = 90; break;
-    case 8: image.orientation = -90; break;
+    case 3:
+        image.orientation = 180;
+        break;
+    case 6:
+        image.orientation = 90;
+        break;
+    case 8:
+        image.orientation = -90;
+        break;
     case 2:
     case 4:
     case 5:
-    case 7: image.warnings.push_back(fmt::format("is marked as mirrored (EXIF orientation {}), it is read as it is stored", exif)); break;
-    default: break;
+    case 7:
+        image.warnings.push_back(
+            fmt::format("is marked as mirrored (EXIF orientation {}), it is read as it is stored", exif));
+        break;
+    default:
+        break;
     }
 }
 
@@ -105,7 +115,8 @@ OPJ_BOOL seek_bytes(OPJ_OFF_T to, void* user) {
 double jp2_resolution(std::string_view bytes) {
     auto number = [&](std::size_t at, int n) {
         std::uint32_t value = 0;
-        for (int i = 0; i < n; ++i) value = value << 8 | static_cast<unsigned char>(bytes[at + static_cast<std::size_t>(i)]);
+        for (int i = 0; i < n; ++i)
+            value = value << 8 | static_cast<unsigned char>(bytes[at + static_cast<std::size_t>(i)]);
         return value;
     };
     for (std::string_view name : {"resc", "resd"}) {
@@ -175,8 +186,10 @@ Result<Image> decode_jpeg2000(std::string_view bytes, bool header_only) {
         int v = part.data[static_cast<std::size_t>(py) * part.w + static_cast<std::size_t>(px)];
         if (part.sgnd) v += 1 << (part.prec - 1);
         int most = (1 << part.prec) - 1;
-        if (part.prec > 8) v >>= part.prec - 8;
-        else if (part.prec < 8) v = v * 255 / most;
+        if (part.prec > 8)
+            v >>= part.prec - 8;
+        else if (part.prec < 8)
+            v = v * 255 / most;
         return std::clamp(v, 0, 255);
     };
     for (unsigned c = 0; c < components && c < 4; ++c)
@@ -194,7 +207,8 @@ Result<Image> decode_jpeg2000(std::string_view bytes, bool header_only) {
             int a = value(0, x, y), b = value(1, x, y), c = value(2, x, y);
             if (ycc) {
                 double cb = b - 128.0, cr = c - 128.0, luma = a;
-                a = byte(luma + 1.402 * cr), b = byte(luma - 0.344136 * cb - 0.714136 * cr), c = byte(luma + 1.772 * cb);
+                a = byte(luma + 1.402 * cr), b = byte(luma - 0.344136 * cb - 0.714136 * cr),
+                c = byte(luma + 1.772 * cb);
             } else if (picture->color_space == OPJ_CLRSPC_CMYK && components == 4) {
                 int k = 255 - value(3, x, y);
                 a = (255 - a) * k / 255, b = (255 - b) * k / 255, c = (255 - c) * k / 255;
@@ -226,9 +240,11 @@ Result<Image> decode_webp(std::string_view bytes, bool header_only) {
         done = const_cast<std::uint8_t*>(data);
     } else if (features.has_alpha) {
         rgba.create(features.height, features.width, CV_8UC4);
-        done = WebPDecodeRGBAInto(data, bytes.size(), rgba.data, rgba.step * static_cast<std::size_t>(rgba.rows), static_cast<int>(rgba.step));
+        done = WebPDecodeRGBAInto(data, bytes.size(), rgba.data, rgba.step * static_cast<std::size_t>(rgba.rows),
+                                  static_cast<int>(rgba.step));
     } else {
-        done = WebPDecodeRGBInto(data, bytes.size(), image.pixels.data, image.pixels.step * static_cast<std::size_t>(image.pixels.rows),
+        done = WebPDecodeRGBInto(data, bytes.size(), image.pixels.data,
+                                 image.pixels.step * static_cast<std::size_t>(image.pixels.rows),
                                  static_cast<int>(image.pixels.step));
     }
     if (!done) return fail(ErrorKind::Invalid, "is truncated or damaged: its WebP data end too early or make no sense");
@@ -237,12 +253,14 @@ Result<Image> decode_webp(std::string_view bytes, bool header_only) {
         auto* out = image.pixels.ptr(y);
         for (int x = 0; x < rgba.cols; ++x)
             for (int c = 0; c < 3; ++c)
-                out[3 * x + c] = static_cast<unsigned char>((in[4 * x + c] * in[4 * x + 3] + 255 * (255 - in[4 * x + 3]) + 127) / 255);
+                out[3 * x + c] = static_cast<unsigned char>(
+                    (in[4 * x + c] * in[4 * x + 3] + 255 * (255 - in[4 * x + 3]) + 127) / 255);
     }
     // RIFF chunks: EXIF stands after the image data.
     for (std::size_t at = 12; at + 8 <= bytes.size();) {
         std::uint32_t size = 0;
-        for (int i = 3; i >= 0; --i) size = size << 8 | static_cast<unsigned char>(bytes[at + 4 + static_cast<std::size_t>(i)]);
+        for (int i = 3; i >= 0; --i)
+            size = size << 8 | static_cast<unsigned char>(bytes[at + 4 + static_cast<std::size_t>(i)]);
         if (size > bytes.size() - at - 8) break;
         if (bytes.substr(at, 4) == "EXIF") {
             auto block = bytes.substr(at + 8, size);

@@ -54,7 +54,8 @@ bool is_page(TIFF* tiff) {
 
 struct Layout {
     std::uint32_t width = 0, height = 0;
-    std::uint16_t bits = 1, samples = 1, photometric = PHOTOMETRIC_MINISBLACK, planar = PLANARCONFIG_CONTIG, format = SAMPLEFORMAT_UINT;
+    std::uint16_t bits = 1, samples = 1, photometric = PHOTOMETRIC_MINISBLACK, planar = PLANARCONFIG_CONTIG,
+                  format = SAMPLEFORMAT_UINT;
     std::uint16_t orientation = ORIENTATION_TOPLEFT, compression = COMPRESSION_NONE;
     bool tiled = false;
 };

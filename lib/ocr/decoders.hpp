@@ -1,6 +1,6 @@
 // One decoder per kind of image, private to lib/ocr. Each returns the stored pixels as 8-bit gray or RGB, alpha laid on
-// white, with what the file says about resolution and orientation; with `header_only` all but the pixels. Errors lack the
-// file's name, read_image adds it.
+// white, with what the file says about resolution and orientation; with `header_only` all but the pixels. Errors lack
+// the file's name, read_image adds it.
 #pragma once
 
 #include "lib/ocr/image.hpp"

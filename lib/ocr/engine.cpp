@@ -39,16 +39,23 @@ bool write_all(int fd, char const* from, std::size_t size) {
 
 std::string kind_text(ErrorKind kind) {
     switch (kind) {
-    case ErrorKind::NotFound: return "not-found";
+    case ErrorKind::NotFound:
+        return "not-found";
     case ErrorKind::Invalid:
-    case ErrorKind::Usage: return "invalid";
-    case ErrorKind::Denied: return "denied";
-    case ErrorKind::TooLarge: return "too-large";
-    default: return "internal";
+    case ErrorKind::Usage:
+        return "invalid";
+    case ErrorKind::Denied:
+        return "denied";
+    case ErrorKind::TooLarge:
+        return "too-large";
+    default:
+        return "internal";
     }
 }
 
-Json refusal(Error const& error) { return {{"ok", false}, {"error", error.message()}, {"kind", kind_text(error.kind())}}; }
+Json refusal(Error const& error) {
+    return {{"ok", false}, {"error", error.message()}, {"kind", kind_text(error.kind())}};
+}
 
 PageJob page_job(Json const& request) {
     PageJob job;
@@ -100,7 +107,8 @@ int serve(int socket) {
     for (;;) {
         std::array<unsigned char, 4> length{};
         if (!read_all(socket, reinterpret_cast<char*>(length.data()), length.size())) return 0;
-        std::uint32_t size = std::uint32_t{length[0]} << 24 | std::uint32_t{length[1]} << 16 | std::uint32_t{length[2]} << 8 | length[3];
+        std::uint32_t size =
+            std::uint32_t{length[0]} << 24 | std::uint32_t{length[1]} << 16 | std::uint32_t{length[2]} << 8 | length[3];
         if (size > kLargestFrame) return 1;
         body.resize(size);
         if (!read_all(socket, body.data(), size)) return 1;
@@ -110,7 +118,8 @@ int serve(int socket) {
         if (request) reply = answer(processors, *request);
         auto text = dump(reply);
         auto n = static_cast<std::uint32_t>(text.size());
-        std::string frame = {static_cast<char>(n >> 24), static_cast<char>(n >> 16), static_cast<char>(n >> 8), static_cast<char>(n)};
+        std::string frame = {static_cast<char>(n >> 24), static_cast<char>(n >> 16), static_cast<char>(n >> 8),
+                             static_cast<char>(n)};
         frame += text;
         if (!write_all(socket, frame.data(), frame.size())) return 0;
     }

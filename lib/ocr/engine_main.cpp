@@ -14,8 +14,8 @@
 
 namespace {
 
-// libgomp reads OMP_THREAD_LIMIT when it is loaded: with more threads than cores Tesseract takes eight times as long, and
-// setting it here comes too late for this process. So: set it, and start again.
+// libgomp reads OMP_THREAD_LIMIT when it is loaded: with more threads than cores Tesseract takes eight times as long,
+// and setting it here comes too late for this process. So: set it, and start again.
 void with_one_thread(char** argv) {
     if (std::getenv("OMP_THREAD_LIMIT")) return;
     ::setenv("OMP_THREAD_LIMIT", "1", 1);

@@ -56,7 +56,9 @@ std::vector<Piece> pieces_of(pugi::xml_node line, Normalise const& norm) {
     double line_confidence = confidence_of(line).value_or(0);
     for (auto word : children_of(line, "Word")) {
         auto text = norm(text_of(word));
-        if (!trim(text).empty()) pieces.push_back({std::string(trim(text)), box_of(coords_of(word)), confidence_of(word).value_or(line_confidence)});
+        if (!trim(text).empty())
+            pieces.push_back(
+                {std::string(trim(text)), box_of(coords_of(word)), confidence_of(word).value_or(line_confidence)});
     }
     if (!pieces.empty()) return pieces;
     auto text = norm(text_of(line));
@@ -114,8 +116,10 @@ void set_box(pugi::xml_node node, Box const& box) {
 
 std::string xml_id(std::string id, std::string_view prefix) {
     for (char& c : id)
-        if (!std::isalnum(static_cast<unsigned char>(c)) && c != '_' && c != '-' && c != '.' && (c & 0x80) == 0) c = '_';
-    if (id.empty() || std::isdigit(static_cast<unsigned char>(id[0])) || id[0] == '-' || id[0] == '.') id = std::string(prefix) + id;
+        if (!std::isalnum(static_cast<unsigned char>(c)) && c != '_' && c != '-' && c != '.' && (c & 0x80) == 0)
+            c = '_';
+    if (id.empty() || std::isdigit(static_cast<unsigned char>(id[0])) || id[0] == '-' || id[0] == '.')
+        id = std::string(prefix) + id;
     return id;
 }
 
@@ -148,7 +152,8 @@ std::string to_alto(Page const& page, ExportNames const& names) {
     auto alto = document.append_child("alto");
     alto.append_attribute("xmlns") = "http://www.loc.gov/standards/alto/ns-v4#";
     alto.append_attribute("xmlns:xsi") = "http://www.w3.org/2001/XMLSchema-instance";
-    alto.append_attribute("xsi:schemaLocation") = "http://www.loc.gov/standards/alto/ns-v4# http://www.loc.gov/standards/alto/v4/alto-4-2.xsd";
+    alto.append_attribute("xsi:schemaLocation") =
+        "http://www.loc.gov/standards/alto/ns-v4# http://www.loc.gov/standards/alto/v4/alto-4-2.xsd";
     alto.append_attribute("SCHEMAVERSION") = "4.2";
     auto description = alto.append_child("Description");
     description.append_child("MeasurementUnit").text().set("pixel");
@@ -170,7 +175,8 @@ std::string to_alto(Page const& page, ExportNames const& names) {
 
     auto shape = [](pugi::xml_node to, Polygon const& polygon) {
         std::string points;
-        for (auto p : polygon) points += fmt::format("{}{},{}", points.empty() ? "" : " ", std::lround(p.x), std::lround(p.y));
+        for (auto p : polygon)
+            points += fmt::format("{}{},{}", points.empty() ? "" : " ", std::lround(p.x), std::lround(p.y));
         to.append_child("Shape").append_child("Polygon").append_attribute("POINTS") = points.c_str();
     };
 
@@ -190,7 +196,8 @@ std::string to_alto(Page const& page, ExportNames const& names) {
             }
             auto line = block.append_child("TextLine");
             line.append_attribute("ID") = xml_id(lines[l].attribute("id").value(), "l_").c_str();
-            if (auto baseline = parse_points(child_of(lines[l], "Baseline").attribute("points").value()); baseline.size() >= 2)
+            if (auto baseline = parse_points(child_of(lines[l], "Baseline").attribute("points").value());
+                baseline.size() >= 2)
                 line.append_attribute("BASELINE") = format_points(baseline).c_str();
             set_box(line, box_of(coords_of(lines[l])));
             auto hyphen = hyphen_of(pieces.back().text);
@@ -213,7 +220,8 @@ std::string to_alto(Page const& page, ExportNames const& names) {
                     gap.append_attribute("VPOS") = piece.box.y;
                 }
                 auto string = line.append_child("String");
-                string.append_attribute("ID") = xml_id(fmt::format("{}_s{}", lines[l].attribute("id").value(), i + 1), "s_").c_str();
+                string.append_attribute("ID") =
+                    xml_id(fmt::format("{}_s{}", lines[l].attribute("id").value(), i + 1), "s_").c_str();
                 set_box(string, piece.box);
                 string.append_attribute("WC") = fmt::format("{:.4g}", piece.confidence).c_str();
                 bool last = i + 1 == pieces.size();
@@ -227,7 +235,8 @@ std::string to_alto(Page const& page, ExportNames const& names) {
                     string.append_attribute("SUBS_TYPE") = "HypPart1";
                     string.append_attribute("SUBS_CONTENT") = whole.c_str();
                 }
-                if (last && !hyphen.empty()) line.append_child("HYP").append_attribute("CONTENT") = std::string(hyphen).c_str();
+                if (last && !hyphen.empty())
+                    line.append_child("HYP").append_attribute("CONTENT") = std::string(hyphen).c_str();
             }
             carried = whole;
         }
@@ -256,7 +265,8 @@ std::string to_alto(Page const& page, ExportNames const& names) {
         }
         if (!texts.empty()) { // a table, or text regions inside one another
             auto composed_block = space.append_child("ComposedBlock");
-            composed_block.append_attribute("ID") = xml_id(fmt::format("{}_c", region.attribute("id").value()), "c_").c_str();
+            composed_block.append_attribute("ID") =
+                xml_id(fmt::format("{}_c", region.attribute("id").value()), "c_").c_str();
             set_box(composed_block, box_of(coords_of(region)));
             if (kind == "TableRegion") composed_block.append_attribute("TYPE") = "table";
             for (auto text : texts) text_block(composed_block, text);
@@ -277,7 +287,8 @@ std::string to_hocr(Page const& page, ExportNames const& names) {
     declaration.append_attribute("version") = "1.0";
     declaration.append_attribute("encoding") = "UTF-8";
     auto doctype = document.append_child(pugi::node_doctype);
-    doctype.set_value("html PUBLIC \"-//W3C//DTD XHTML 1.0 Transitional//EN\" \"http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd\"");
+    doctype.set_value("html PUBLIC \"-//W3C//DTD XHTML 1.0 Transitional//EN\" "
+                      "\"http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd\"");
     auto html = document.append_child("html");
     html.append_attribute("xmlns") = "http://www.w3.org/1999/xhtml";
     auto head = html.append_child("head");
@@ -293,7 +304,8 @@ std::string to_hocr(Page const& page, ExportNames const& names) {
     meta("ocr-system", fmt::format("ocrctl {}", tools::version()));
     meta("ocr-capabilities", "ocr_page ocr_carea ocr_par ocr_line ocrx_word ocr_separator ocr_photo ocr_table");
 
-    auto element = [](pugi::xml_node parent, char const* tag, char const* kind, std::string const& id, std::string const& title) {
+    auto element = [](pugi::xml_node parent, char const* tag, char const* kind, std::string const& id,
+                      std::string const& title) {
         auto node = parent.append_child(tag);
         node.append_attribute("class") = kind;
         if (!id.empty()) node.append_attribute("id") = id.c_str();
@@ -303,9 +315,11 @@ std::string to_hocr(Page const& page, ExportNames const& names) {
     auto bbox = [](Box const& b) { return fmt::format("bbox {} {} {} {}", b.x, b.y, b.x + b.w, b.y + b.h); };
     auto image = page.image();
     std::ranges::replace(image, '"', '\'');
-    auto title = fmt::format("image \"{}\"; bbox 0 0 {} {}; ppageno {}", image, page.width(), page.height(), page.frame());
+    auto title =
+        fmt::format("image \"{}\"; bbox 0 0 {} {}; ppageno {}", image, page.width(), page.height(), page.frame());
     if (page.dpi() > 0) title += fmt::format("; scan_res {0:.0f} {0:.0f}", page.dpi());
-    auto body = element(html.append_child("body"), "div", "ocr_page", xml_id(names.page_id.empty() ? "page_1" : names.page_id, "p_"), title);
+    auto body = element(html.append_child("body"), "div", "ocr_page",
+                        xml_id(names.page_id.empty() ? "page_1" : names.page_id, "p_"), title);
 
     for (auto region : page.regions_in_order()) {
         auto texts = texts_below(region);
@@ -313,12 +327,17 @@ std::string to_hocr(Page const& page, ExportNames const& names) {
         auto box = box_of(coords_of(region));
         if (texts.empty()) {
             auto kind = local_name(region);
-            element(body, "div", kind == "SeparatorRegion" ? "ocr_separator" : kind == "TableRegion" ? "ocr_table" : "ocr_photo", id, bbox(box));
+            element(body, "div",
+                    kind == "SeparatorRegion" ? "ocr_separator"
+                    : kind == "TableRegion"   ? "ocr_table"
+                                              : "ocr_photo",
+                    id, bbox(box));
             continue;
         }
         auto area = element(body, "div", "ocr_carea", id, bbox(box));
         for (auto text : texts) {
-            auto par = element(area, "p", "ocr_par", id + "_par_" + text.attribute("id").value(), bbox(box_of(coords_of(text))));
+            auto par = element(area, "p", "ocr_par", id + "_par_" + text.attribute("id").value(),
+                               bbox(box_of(coords_of(text))));
             for (auto line : children_of(text, "TextLine")) {
                 auto pieces = pieces_of(line, norm);
                 if (pieces.empty()) continue;
@@ -327,15 +346,18 @@ std::string to_hocr(Page const& page, ExportNames const& names) {
                 auto baseline = parse_points(child_of(line, "Baseline").attribute("points").value());
                 if (baseline.size() >= 2 && std::abs(baseline.back().x - baseline.front().x) > 1) {
                     double slope = (baseline.back().y - baseline.front().y) / (baseline.back().x - baseline.front().x);
-                    double at_left = baseline.front().y - slope * (baseline.front().x - static_cast<double>(line_box.x));
-                    line_title += fmt::format("; baseline {:.3f} {}", slope, std::lround(at_left) - (line_box.y + line_box.h));
+                    double at_left =
+                        baseline.front().y - slope * (baseline.front().x - static_cast<double>(line_box.x));
+                    line_title +=
+                        fmt::format("; baseline {:.3f} {}", slope, std::lround(at_left) - (line_box.y + line_box.h));
                 }
                 std::string line_id = xml_id(line.attribute("id").value(), "l_");
                 auto span = element(par, "span", "ocr_line", line_id, line_title);
                 int number = 0;
                 for (auto const& piece : pieces) {
-                    auto word = element(span, "span", "ocrx_word", fmt::format("{}_x{}", line_id, ++number),
-                                        fmt::format("{}; x_wconf {}", bbox(piece.box), std::lround(piece.confidence * 100)));
+                    auto word =
+                        element(span, "span", "ocrx_word", fmt::format("{}_x{}", line_id, ++number),
+                                fmt::format("{}; x_wconf {}", bbox(piece.box), std::lround(piece.confidence * 100)));
                     word.append_child(pugi::node_pcdata).set_value(piece.text.c_str());
                     if (&piece != &pieces.back()) span.append_child(pugi::node_pcdata).set_value(" ");
                 }

@@ -16,7 +16,9 @@ Polygon transformed(Transform const& t, Polygon polygon) {
     return polygon;
 }
 
-Transform shift(double x, double y) noexcept { return {1, 0, x, 0, 1, y, 0, 0, 1}; }
+Transform shift(double x, double y) noexcept {
+    return {1, 0, x, 0, 1, y, 0, 0, 1};
+}
 
 Transform turn(double degrees) noexcept {
     double angle = degrees * CV_PI / 180, c = std::cos(angle), s = std::sin(angle);
@@ -24,7 +26,10 @@ Transform turn(double degrees) noexcept {
 }
 
 Polygon rectangle(cv::Rect2d const& box) {
-    return {{box.x, box.y}, {box.x + box.width, box.y}, {box.x + box.width, box.y + box.height}, {box.x, box.y + box.height}};
+    return {{box.x, box.y},
+            {box.x + box.width, box.y},
+            {box.x + box.width, box.y + box.height},
+            {box.x, box.y + box.height}};
 }
 
 cv::Rect2d bounds(Polygon const& polygon) {
@@ -41,7 +46,9 @@ Polygon parse_points(std::string_view text) {
     Polygon polygon;
     char const* at = text.data();
     char const* end = at + text.size();
-    auto blanks = [&] { while (at < end && (*at == ' ' || *at == '\n' || *at == '\t' || *at == '\r')) ++at; };
+    auto blanks = [&] {
+        while (at < end && (*at == ' ' || *at == '\n' || *at == '\t' || *at == '\r')) ++at;
+    };
     for (blanks(); at < end; blanks()) {
         cv::Point2d p;
         auto x = std::from_chars(at, end, p.x);
@@ -56,15 +63,16 @@ Polygon parse_points(std::string_view text) {
 
 std::string format_points(Polygon const& polygon) {
     std::string text;
-    for (auto const& p : polygon) fmt::format_to(std::back_inserter(text), "{}{},{}", text.empty() ? "" : " ", std::lround(p.x), std::lround(p.y));
+    for (auto const& p : polygon)
+        fmt::format_to(std::back_inserter(text), "{}{},{}", text.empty() ? "" : " ", std::lround(p.x),
+                       std::lround(p.y));
     return text;
 }
 
 namespace {
 
 // Sutherland-Hodgman against one side; inside and cut are given as functions of the side.
-template <class Inside, class Cut>
-Polygon clip_side(Polygon const& in, Inside inside, Cut cut) {
+template <class Inside, class Cut> Polygon clip_side(Polygon const& in, Inside inside, Cut cut) {
     Polygon out;
     for (std::size_t i = 0; i < in.size(); ++i) {
         auto const& a = in[i];
@@ -91,10 +99,12 @@ Polygon on_page(Polygon const& polygon, int width, int height) {
     // Corner coordinates up to the last pixel: a validator compares them with the image's size.
     double right = width - 1, bottom = height - 1;
     auto at_x = [](double x) {
-        return [x](cv::Point2d a, cv::Point2d b) { return cv::Point2d(x, a.y + (b.y - a.y) * (x - a.x) / (b.x - a.x)); };
+        return
+            [x](cv::Point2d a, cv::Point2d b) { return cv::Point2d(x, a.y + (b.y - a.y) * (x - a.x) / (b.x - a.x)); };
     };
     auto at_y = [](double y) {
-        return [y](cv::Point2d a, cv::Point2d b) { return cv::Point2d(a.x + (b.x - a.x) * (y - a.y) / (b.y - a.y), y); };
+        return
+            [y](cv::Point2d a, cv::Point2d b) { return cv::Point2d(a.x + (b.x - a.x) * (y - a.y) / (b.y - a.y), y); };
     };
     Polygon cut = clip_side(polygon, [](cv::Point2d p) { return p.x >= 0; }, at_x(0));
     cut = clip_side(cut, [=](cv::Point2d p) { return p.x <= right; }, at_x(right));
@@ -111,7 +121,8 @@ Polygon on_page(Polygon const& polygon, int width, int height) {
     // Thinner than a pixel: the smallest box around it.
     auto box = bounds(cut);
     double x = std::clamp(std::floor(box.x), 0.0, right - 1), y = std::clamp(std::floor(box.y), 0.0, bottom - 1);
-    return rectangle({x, y, std::min(std::max(1.0, std::ceil(box.width)), right - x), std::min(std::max(1.0, std::ceil(box.height)), bottom - y)});
+    return rectangle({x, y, std::min(std::max(1.0, std::ceil(box.width)), right - x),
+                      std::min(std::max(1.0, std::ceil(box.height)), bottom - y)});
 }
 
 } // namespace ocrctl::ocr

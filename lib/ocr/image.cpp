@@ -44,7 +44,9 @@ Result<Head> head_of(std::filesystem::path const& file) {
     return Head{kind, static_cast<std::uintmax_t>(std::max<off_t>(size, 0))};
 }
 
-double plausible(double dpi) noexcept { return dpi >= 70 && dpi <= 2400 ? dpi : 0; }
+double plausible(double dpi) noexcept {
+    return dpi >= 70 && dpi <= 2400 ? dpi : 0;
+}
 
 } // namespace
 
@@ -57,20 +59,28 @@ ImageKind kind_of(std::string_view head) noexcept {
     if (starts("\0\0\0\x0cjP  \r\n\x87\n"sv) || starts("\xff\x4f\xff\x51"sv)) return ImageKind::Jpeg2000;
     if (starts("RIFF"sv) && head.size() >= 12 && head.substr(8, 4) == "WEBP") return ImageKind::Webp;
     if (starts("BM"sv) || starts("GIF8"sv)) return ImageKind::Other;
-    if (head.size() > 3 && head[0] == 'P' && head[1] >= '1' && head[1] <= '7' && std::isspace(static_cast<unsigned char>(head[2])))
+    if (head.size() > 3 && head[0] == 'P' && head[1] >= '1' && head[1] <= '7' &&
+        std::isspace(static_cast<unsigned char>(head[2])))
         return ImageKind::Other;
     return ImageKind::Unknown;
 }
 
 std::string_view name_of(ImageKind kind) noexcept {
     switch (kind) {
-    case ImageKind::Tiff: return "a TIFF image";
-    case ImageKind::Jpeg: return "a JPEG image";
-    case ImageKind::Png: return "a PNG image";
-    case ImageKind::Jpeg2000: return "a JPEG 2000 image";
-    case ImageKind::Webp: return "a WebP image";
-    case ImageKind::Other: return "an image of another kind";
-    case ImageKind::Unknown: break;
+    case ImageKind::Tiff:
+        return "a TIFF image";
+    case ImageKind::Jpeg:
+        return "a JPEG image";
+    case ImageKind::Png:
+        return "a PNG image";
+    case ImageKind::Jpeg2000:
+        return "a JPEG 2000 image";
+    case ImageKind::Webp:
+        return "a WebP image";
+    case ImageKind::Other:
+        return "an image of another kind";
+    case ImageKind::Unknown:
+        break;
     }
     return "no image that can be read";
 }
@@ -83,8 +93,8 @@ Result<Image> read(std::filesystem::path const& file, int frame, std::string_vie
     auto const name = file.filename().string();
     auto declared = kind_of_mimetype(mimetype);
     if (head->kind == ImageKind::Unknown)
-        return fail(ErrorKind::Invalid, "{} is no image that can be read: it is neither TIFF, JPEG, PNG, JPEG 2000 nor WebP",
-                    name);
+        return fail(ErrorKind::Invalid,
+                    "{} is no image that can be read: it is neither TIFF, JPEG, PNG, JPEG 2000 nor WebP", name);
     if (declared != ImageKind::Unknown && declared != head->kind)
         return fail(ErrorKind::Invalid, "{} is {}, but is declared to be {} ({})", name, name_of(head->kind),
                     name_of(declared), mimetype);
@@ -98,15 +108,20 @@ Result<Image> read(std::filesystem::path const& file, int frame, std::string_vie
             auto bytes = read_file(file);
             if (!bytes) return std::unexpected(bytes.error());
             switch (head->kind) {
-            case ImageKind::Jpeg: return decode_jpeg(*bytes, header_only);
-            case ImageKind::Png: return decode_png(*bytes, header_only);
-            case ImageKind::Jpeg2000: return decode_jpeg2000(*bytes, header_only);
-            default: return decode_webp(*bytes, header_only);
+            case ImageKind::Jpeg:
+                return decode_jpeg(*bytes, header_only);
+            case ImageKind::Png:
+                return decode_png(*bytes, header_only);
+            case ImageKind::Jpeg2000:
+                return decode_jpeg2000(*bytes, header_only);
+            default:
+                return decode_webp(*bytes, header_only);
             }
         } catch (std::bad_alloc const&) {
             return fail(ErrorKind::TooLarge, "not enough memory to decode it");
         } catch (cv::Exception const& problem) {
-            return fail(problem.code == cv::Error::StsNoMem ? ErrorKind::TooLarge : ErrorKind::Invalid, "{}", problem.err);
+            return fail(problem.code == cv::Error::StsNoMem ? ErrorKind::TooLarge : ErrorKind::Invalid, "{}",
+                        problem.err);
         }
     }();
     if (!image) return fail(image.error().during("image " + name));
@@ -130,7 +145,8 @@ Result<int> count_frames(std::filesystem::path const& file) {
     auto head = head_of(file);
     if (!head) return std::unexpected(head.error());
     if (head->kind == ImageKind::Unknown)
-        return fail(ErrorKind::Invalid, "{} is no image that can be read: it is neither TIFF, JPEG, PNG, JPEG 2000 nor WebP",
+        return fail(ErrorKind::Invalid,
+                    "{} is no image that can be read: it is neither TIFF, JPEG, PNG, JPEG 2000 nor WebP",
                     file.filename().string());
     if (head->kind != ImageKind::Tiff) return 1;
     auto frames = count_tiff_frames(file);
@@ -160,9 +176,10 @@ void png_put(png_structp png, png_bytep data, png_size_t size) {
 }
 
 // Nothing in here has a destructor: libpng leaves by longjmp.
-bool put_png(PngWriting* to, unsigned char const* pixels, std::size_t step, int width, int height, int channels, bool bilevel,
-             unsigned per_metre, unsigned char* row) {
-    png_structp png = png_create_write_struct(PNG_LIBPNG_VER_STRING, nullptr, nullptr, [](png_structp, png_const_charp) {});
+bool put_png(PngWriting* to, unsigned char const* pixels, std::size_t step, int width, int height, int channels,
+             bool bilevel, unsigned per_metre, unsigned char* row) {
+    png_structp png =
+        png_create_write_struct(PNG_LIBPNG_VER_STRING, nullptr, nullptr, [](png_structp, png_const_charp) {});
     png_infop info = png ? png_create_info_struct(png) : nullptr;
     if (!info || setjmp(png_jmpbuf(png))) {
         png_destroy_write_struct(&png, &info);
@@ -170,8 +187,8 @@ bool put_png(PngWriting* to, unsigned char const* pixels, std::size_t step, int 
     }
     png_set_write_fn(png, to, png_put, [](png_structp) {});
     png_set_IHDR(png, info, static_cast<png_uint_32>(width), static_cast<png_uint_32>(height), bilevel ? 1 : 8,
-                 channels == 1 ? PNG_COLOR_TYPE_GRAY : PNG_COLOR_TYPE_RGB, PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT,
-                 PNG_FILTER_TYPE_DEFAULT);
+                 channels == 1 ? PNG_COLOR_TYPE_GRAY : PNG_COLOR_TYPE_RGB, PNG_INTERLACE_NONE,
+                 PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
     if (per_metre) png_set_pHYs(png, info, per_metre, per_metre, PNG_RESOLUTION_METER);
     // Level 1: the next step reads it once; a slower level costs more time than it saves disk.
     png_set_compression_level(png, 1);
@@ -201,8 +218,8 @@ Result<void> write_png(std::filesystem::path const& file, cv::Mat const& pixels,
     PngWriting to{fd.get(), 0};
     std::vector<unsigned char> row(static_cast<std::size_t>(pixels.cols + 7) / 8);
     auto per_metre = static_cast<unsigned>(dpi / 0.0254 + 0.5);
-    if (!put_png(&to, pixels.data, pixels.step, pixels.cols, pixels.rows, pixels.channels(), bilevel && pixels.channels() == 1,
-                 per_metre, row.data()))
+    if (!put_png(&to, pixels.data, pixels.step, pixels.cols, pixels.rows, pixels.channels(),
+                 bilevel && pixels.channels() == 1, per_metre, row.data()))
         return fail(errno_error(to.error ? to.error : ENOMEM, fmt::format("write image {}", file.string())));
     if (::fsync(fd.get()) != 0) return fail(errno_error(errno, fmt::format("flush image {}", file.string())));
     return {};

@@ -19,7 +19,7 @@ ImageKind kind_of(std::string_view head) noexcept;
 std::string_view name_of(ImageKind kind) noexcept; // "a TIFF image"
 
 struct Image {
-    cv::Mat pixels;                    // 8 bit: one channel (gray) or three (RGB, in this order); empty after probe_image
+    cv::Mat pixels; // 8 bit: one channel (gray) or three (RGB, in this order); empty after probe_image
     int width = 0, height = 0;
     bool bilevel = false;              // only 0 and 255 occur
     double dpi = 0;                    // what the file says, 0 if nothing plausible (70 to 2400)

@@ -31,8 +31,9 @@ std::string from_environment(char const* name) {
 std::string package_of(std::string name) {
     if (name.starts_with("script/")) name.erase(0, 7);
     static std::map<std::string, std::string, std::less<>> const scripts = {
-        {"Fraktur", "frak"}, {"Latin", "latn"}, {"Cyrillic", "cyrl"}, {"Greek", "grek"}, {"Arabic", "arab"}, {"Hebrew", "hebr"},
-        {"HanS", "hans"},    {"HanT", "hant"},  {"Japanese", "jpan"}, {"Hangul", "hang"}, {"Armenian", "armn"}, {"Georgian", "geor"}};
+        {"Fraktur", "frak"},  {"Latin", "latn"},  {"Cyrillic", "cyrl"}, {"Greek", "grek"},
+        {"Arabic", "arab"},   {"Hebrew", "hebr"}, {"HanS", "hans"},     {"HanT", "hant"},
+        {"Japanese", "jpan"}, {"Hangul", "hang"}, {"Armenian", "armn"}, {"Georgian", "geor"}};
     if (auto known = scripts.find(name); known != scripts.end()) return "tesseract-ocr-script-" + known->second;
     std::ranges::replace(name, '_', '-');
     return "tesseract-ocr-" + name;
@@ -53,8 +54,8 @@ std::vector<fs::path> model_folders() {
         add_folder(folders, prefix);
         add_folder(folders, fs::path(prefix) / "tessdata");
     }
-    for (char const* folder : {"/usr/share/tesseract-ocr/5/tessdata", "/usr/share/tesseract-ocr/4.00/tessdata", "/usr/share/tessdata",
-                               "/usr/local/share/tessdata"})
+    for (char const* folder : {"/usr/share/tesseract-ocr/5/tessdata", "/usr/share/tesseract-ocr/4.00/tessdata",
+                               "/usr/share/tessdata", "/usr/local/share/tessdata"})
         add_folder(folders, folder);
     return folders;
 }
@@ -78,9 +79,11 @@ Result<std::vector<ModelPart>> find_model(std::string const& model) {
             for (auto const& folder : folders)
                 if (fs::is_directory(folder, ignored)) looked.push_back(folder.string());
             return fail(ErrorKind::NotFound,
-                        "there is no Tesseract model \"{}\": install the package {}, or put {}.traineddata into a folder of `models:` "
+                        "there is no Tesseract model \"{}\": install the package {}, or put {}.traineddata into a "
+                        "folder of `models:` "
                         "(or of OCRCTL_MODELS); looked in {}",
-                        name, package_of(name), name, looked.empty() ? "no folder, as none exists" : join(looked, ", "));
+                        name, package_of(name), name,
+                        looked.empty() ? "no folder, as none exists" : join(looked, ", "));
         }
         parts.push_back(std::move(part));
     }
@@ -105,7 +108,9 @@ Result<std::string> digest_of_model(fs::path const& file) {
     return known[file].digest;
 }
 
-void TessDelete::operator()(tesseract::TessBaseAPI* api) const noexcept { delete api; }
+void TessDelete::operator()(tesseract::TessBaseAPI* api) const noexcept {
+    delete api;
+}
 
 tesseract::TessBaseAPI* ModelCache::use(std::string const& key) {
     auto found = std::ranges::find(entries_, key, &Entry::key);
@@ -133,8 +138,10 @@ public:
         folder.path_ = pattern;
         for (std::size_t i = 0; i < parts.size(); ++i) {
             std::error_code error;
-            fs::create_symlink(fs::absolute(parts[i].file), folder.path_ / (parts[i].file.stem().string() + ".traineddata"), error);
-            if (error && error != std::errc::file_exists) return fail(ErrorKind::Internal, "link {}: {}", parts[i].file.string(), error.message());
+            fs::create_symlink(fs::absolute(parts[i].file),
+                               folder.path_ / (parts[i].file.stem().string() + ".traineddata"), error);
+            if (error && error != std::errc::file_exists)
+                return fail(ErrorKind::Internal, "link {}: {}", parts[i].file.string(), error.message());
         }
         return folder;
     }
@@ -152,7 +159,9 @@ private:
 
 Result<void> set_variables(tesseract::TessBaseAPI& api, Json const& variables) {
     for (auto const& [name, value] : variables.items()) {
-        std::string text = value.is_string() ? value.get<std::string>() : value.is_boolean() ? (value.get<bool>() ? "1" : "0") : value.dump();
+        std::string text = value.is_string()    ? value.get<std::string>()
+                           : value.is_boolean() ? (value.get<bool>() ? "1" : "0")
+                                                : value.dump();
         if (!api.SetVariable(name.c_str(), text.c_str()))
             return fail(ErrorKind::Invalid, "Tesseract has no variable \"{}\" that takes \"{}\"", name, text);
     }
@@ -182,7 +191,8 @@ Result<tesseract::TessBaseAPI*> ModelCache::get(std::string const& model, Json c
     for (auto const& part : *parts) names.push_back(part.file.stem().string());
     TessPtr api(new tesseract::TessBaseAPI);
     if (api->Init(folder.c_str(), join(names, "+").c_str(), tesseract::OEM_DEFAULT) != 0)
-        return fail(ErrorKind::Invalid, "Tesseract cannot load the model \"{}\" from {}: the file is damaged or made for another version",
+        return fail(ErrorKind::Invalid,
+                    "Tesseract cannot load the model \"{}\" from {}: the file is damaged or made for another version",
                     model, parts->front().file.string());
     if (auto set = set_variables(*api, variables); !set) return std::unexpected(set.error());
     return keep(std::move(key), std::move(api));

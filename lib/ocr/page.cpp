@@ -19,26 +19,33 @@ constexpr std::string_view kNamespace = "http://schema.primaresearch.org/PAGE/gt
 constexpr std::string_view kNamespacePrefix = "http://schema.primaresearch.org/PAGE/gts/pagecontent/";
 
 constexpr std::array<std::string_view, 15> kRegions = {
-    "TextRegion",  "ImageRegion",     "LineDrawingRegion", "GraphicRegion", "TableRegion", "ChartRegion",   "MapRegion", "SeparatorRegion",
-    "MathsRegion", "ChemRegion",      "MusicRegion",       "AdvertRegion",  "NoiseRegion", "UnknownRegion", "CustomRegion"};
+    "TextRegion",  "ImageRegion",  "LineDrawingRegion", "GraphicRegion", "TableRegion",
+    "ChartRegion", "MapRegion",    "SeparatorRegion",   "MathsRegion",   "ChemRegion",
+    "MusicRegion", "AdvertRegion", "NoiseRegion",       "UnknownRegion", "CustomRegion"};
 
-bool is_region_name(std::string_view name) noexcept { return std::ranges::find(kRegions, name) != kRegions.end(); }
+bool is_region_name(std::string_view name) noexcept {
+    return std::ranges::find(kRegions, name) != kRegions.end();
+}
 
 // Place of an element among its siblings, by the schema's sequences.
 int rank(std::string_view parent, std::string_view name) {
-    static std::vector<std::string_view> const page = {"AlternativeImage", "Border",      "PrintSpace", "ReadingOrder", "Layers",
-                                                       "Relations",        "TextStyle",   "UserDefined", "Labels",       "*region"};
-    static std::vector<std::string_view> const region = {"AlternativeImage", "Coords",   "UserDefined", "Labels", "Roles", "Grid",
-                                                         "*region",          "TextLine", "TextEquiv",   "TextStyle"};
-    static std::vector<std::string_view> const line = {"AlternativeImage", "Coords", "Baseline",  "Word",      "Glyph",
-                                                       "Graphemes",        "TextEquiv", "TextStyle", "UserDefined", "Labels"};
-    static std::vector<std::string_view> const metadata = {"Creator", "Created", "LastChange", "Comments", "UserDefined", "MetadataItem"};
+    static std::vector<std::string_view> const page = {"AlternativeImage", "Border",    "PrintSpace", "ReadingOrder",
+                                                       "Layers",           "Relations", "TextStyle",  "UserDefined",
+                                                       "Labels",           "*region"};
+    static std::vector<std::string_view> const region = {
+        "AlternativeImage", "Coords",   "UserDefined", "Labels",   "Roles", "Grid",
+        "*region",          "TextLine", "TextEquiv",   "TextStyle"};
+    static std::vector<std::string_view> const line = {
+        "AlternativeImage", "Coords",    "Baseline",  "Word",        "Glyph",
+        "Graphemes",        "TextEquiv", "TextStyle", "UserDefined", "Labels"};
+    static std::vector<std::string_view> const metadata = {"Creator",  "Created",     "LastChange",
+                                                           "Comments", "UserDefined", "MetadataItem"};
     static std::vector<std::string_view> const none;
-    auto const& order = parent == "Page"                                                         ? page
-                        : is_region_name(parent)                                                 ? region
-                        : parent == "TextLine" || parent == "Word" || parent == "Glyph"          ? line
-                        : parent == "Metadata"                                                   ? metadata
-                                                                                                 : none;
+    auto const& order = parent == "Page"                                                ? page
+                        : is_region_name(parent)                                        ? region
+                        : parent == "TextLine" || parent == "Word" || parent == "Glyph" ? line
+                        : parent == "Metadata"                                          ? metadata
+                                                                                        : none;
     auto at = std::ranges::find(order, is_region_name(name) ? std::string_view("*region") : name);
     return static_cast<int>(at - order.begin());
 }
@@ -113,7 +120,9 @@ void remove_children(pugi::xml_node parent, std::string_view name) {
     for (auto node : children_of(parent, name)) parent.remove_child(node);
 }
 
-bool is_region(pugi::xml_node node) noexcept { return is_region_name(local_name(node)); }
+bool is_region(pugi::xml_node node) noexcept {
+    return is_region_name(local_name(node));
+}
 
 std::vector<pugi::xml_node> regions_of(pugi::xml_node parent) {
     std::vector<pugi::xml_node> found;
@@ -148,7 +157,9 @@ pugi::xml_node best_equiv(pugi::xml_node segment) {
 
 } // namespace
 
-std::string text_of(pugi::xml_node segment) { return child_of(best_equiv(segment), "Unicode").text().get(); }
+std::string text_of(pugi::xml_node segment) {
+    return child_of(best_equiv(segment), "Unicode").text().get();
+}
 
 std::optional<double> confidence_of(pugi::xml_node segment) {
     auto conf = best_equiv(segment).attribute("conf");
@@ -166,6 +177,9 @@ void set_text(pugi::xml_node segment, std::string_view text, std::optional<doubl
 Page Page::blank(std::string const& image, int width, int height) {
     Page page;
     page.document_ = std::make_unique<pugi::xml_document>();
+    auto declaration = page.document_->append_child(pugi::node_declaration);
+    declaration.append_attribute("version") = "1.0";
+    declaration.append_attribute("encoding") = "UTF-8";
     page.root_ = page.document_->append_child("pc:PcGts");
     set(page.root_, "xmlns:pc", kNamespace);
     set(page.root_, "xmlns:xsi", "http://www.w3.org/2001/XMLSchema-instance");
@@ -187,7 +201,8 @@ Result<Page> Page::parse(std::string_view text) {
     Page page;
     page.document_ = std::make_unique<pugi::xml_document>();
     auto parsed = page.document_->load_buffer(text.data(), text.size(), pugi::parse_full);
-    if (!parsed) return fail(ErrorKind::Invalid, "is not well-formed XML: {} at byte {}", parsed.description(), parsed.offset);
+    if (!parsed)
+        return fail(ErrorKind::Invalid, "is not well-formed XML: {} at byte {}", parsed.description(), parsed.offset);
     page.root_ = page.document_->document_element();
     page.page_ = child_of(page.root_, "Page");
     if (local_name(page.root_) != "PcGts" || !page.page_)
@@ -199,12 +214,15 @@ Result<Page> Page::parse(std::string_view text) {
         std::string_view name = attribute.name(), value = attribute.value();
         if ((name == "xmlns" || name.starts_with("xmlns:")) && value.starts_with(kNamespacePrefix))
             attribute.set_value(std::string(kNamespace).c_str());
-        if (name.ends_with(":schemaLocation")) attribute.set_value(fmt::format("{0} {0}/pagecontent.xsd", kNamespace).c_str());
+        if (name.ends_with(":schemaLocation"))
+            attribute.set_value(fmt::format("{0} {0}/pagecontent.xsd", kNamespace).c_str());
     }
     return page;
 }
 
-void Page::set_orientation(double degrees) { set(page_, "orientation", fmt::format("{:.4g}", degrees)); }
+void Page::set_orientation(double degrees) {
+    set(page_, "orientation", fmt::format("{:.4g}", degrees));
+}
 
 double Page::dpi() const {
     double value = page_.attribute("imageXResolution").as_double();
@@ -238,7 +256,8 @@ std::vector<pugi::xml_node> Page::regions_in_order() const {
         // Indexed members by index; others stay as they stand.
         std::map<std::pair<int, std::size_t>, pugi::xml_node> items;
         for (auto node : group.children())
-            if (node.type() == pugi::node_element && (node.attribute("regionRef") || local_name(node).find("Group") != std::string_view::npos))
+            if (node.type() == pugi::node_element &&
+                (node.attribute("regionRef") || local_name(node).find("Group") != std::string_view::npos))
                 items[{node.attribute("index").as_int(0), items.size()}] = node;
         for (auto const& [place, node] : items) {
             auto found = by_id.find(node.attribute("regionRef").value());
@@ -251,7 +270,8 @@ std::vector<pugi::xml_node> Page::regions_in_order() const {
     };
     walk(child_of(page_, "ReadingOrder"));
     for (auto region : all)
-        if (by_id.contains(region.attribute("id").value()) && by_id.find(region.attribute("id").value())->second == region)
+        if (by_id.contains(region.attribute("id").value()) &&
+            by_id.find(region.attribute("id").value())->second == region)
             ordered.push_back(region);
     return ordered;
 }

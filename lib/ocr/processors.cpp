@@ -59,9 +59,10 @@ public:
 
     /// Records the step and writes the document as the output of the first group.
     Result<void> write_page(Page& page);
-    Result<void> write(std::size_t group, std::string const& extension, std::string_view mimetype, std::string const& content);
+    Result<void> write(std::size_t group, std::string const& extension, std::string_view mimetype,
+                       std::string const& content);
     /// An image derived from the page, named after the output; gives its METS-relative path.
-    Result<std::string> write_image(View const& view, cv::Mat const& pixels, bool bilevel, double dpi, std::string const& suffix);
+    Result<std::string> write_image(cv::Mat const& pixels, bool bilevel, double dpi, std::string const& suffix);
 
 private:
     Result<void> record(std::size_t group, std::string const& id, std::string const& path, std::string_view mimetype);
@@ -134,7 +135,8 @@ Result<void> Run::record(std::size_t group, std::string const& id, std::string c
     return {};
 }
 
-Result<void> Run::write(std::size_t group, std::string const& extension, std::string_view mimetype, std::string const& content) {
+Result<void> Run::write(std::size_t group, std::string const& extension, std::string_view mimetype,
+                        std::string const& content) {
     auto const& name = job.output_groups[group];
     if (auto made = make_folder(files.staging() / name); !made) return made;
     auto path = name + "/" + output_id(group) + extension;
@@ -154,21 +156,23 @@ Result<void> Run::write_page(Page& page) {
     return write(0, ".xml", kPageMimetype, page.text(output_id()));
 }
 
-Result<std::string> Run::write_image(View const& view, cv::Mat const& pixels, bool bilevel, double dpi, std::string const& suffix) {
-    (void)view;
+Result<std::string> Run::write_image(cv::Mat const& pixels, bool bilevel, double dpi, std::string const& suffix) {
     auto const& group = job.output_groups[0];
     if (auto made = make_folder(files.staging() / group); !made) return std::unexpected(made.error());
     auto id = output_id() + suffix;
     auto path = group + "/" + id + ".png";
-    if (auto wrote = write_png(files.staging() / path, pixels, bilevel, dpi); !wrote) return std::unexpected(wrote.error());
+    if (auto wrote = write_png(files.staging() / path, pixels, bilevel, dpi); !wrote)
+        return std::unexpected(wrote.error());
     if (auto noted = record(0, id, path, "image/png"); !noted) return std::unexpected(noted.error());
     return path;
 }
 
-Image const* known(Run const& run) { return run.image ? &*run.image : nullptr; }
+Image const* known(Run const& run) {
+    return run.image ? &*run.image : nullptr;
+}
 
-// What is known about the resolution of a view: parameter, PAGE, metadata; else what the letters' height suggests. It is
-// recorded in PAGE where that says nothing.
+// What is known about the resolution of a view: parameter, PAGE, metadata; else what the letters' height suggests. It
+// is recorded in PAGE where that says nothing.
 double resolution(Run& run, Page& page, View const& view) {
     double dpi = run.number("dpi");
     if (dpi <= 0) dpi = page.dpi();
@@ -198,7 +202,7 @@ Result<void> binarize(Run& run, Page& page) {
         if (window <= 0) window = static_cast<int>(std::lround(dpi / 6));
         bilevel = binarize_sauvola(gray, std::clamp(window / 2, 3, 127), run.number("k"));
     }
-    auto path = run.write_image(*view, bilevel, true, dpi, ".IMG-BIN");
+    auto path = run.write_image(bilevel, true, dpi, ".IMG-BIN");
     if (!path) return std::unexpected(path.error());
     page.add_alternative_image(*path, with_feature(view->features, "binarized"));
     return run.write_page(page);
@@ -218,7 +222,7 @@ Result<void> deskew(Run& run, Page& page) {
     page.set_orientation(orientation);
     run.say(fmt::format("skew {:.2f} degrees, orientation {:.2f}", skew, orientation));
     auto pixels = skew == 0 ? view->pixels : turned(view->pixels, view->bilevel, skew, view->from_page);
-    auto path = run.write_image(*view, pixels, view->bilevel, dpi, ".IMG-DESKEW");
+    auto path = run.write_image(pixels, view->bilevel, dpi, ".IMG-DESKEW");
     if (!path) return std::unexpected(path.error());
     page.add_alternative_image(*path, with_feature(view->features, "deskewed"));
     return run.write_page(page);
@@ -228,9 +232,11 @@ RecognitionSettings settings_of(Run const& run) {
     RecognitionSettings s;
     s.model = run.text("model");
     if (run.parameters.contains("tesseract_parameters")) s.variables = run.parameters["tesseract_parameters"];
-    for (auto [name, variable] : {std::pair{"char_whitelist", "tessedit_char_whitelist"}, {"char_blacklist", "tessedit_char_blacklist"}})
+    for (auto [name, variable] :
+         {std::pair{"char_whitelist", "tessedit_char_whitelist"}, {"char_blacklist", "tessedit_char_blacklist"}})
         if (!run.text(name).empty()) s.variables[variable] = run.text(name);
-    s.segmentation_level = run.text("segmentation_level").empty() ? s.segmentation_level : run.text("segmentation_level");
+    s.segmentation_level =
+        run.text("segmentation_level").empty() ? s.segmentation_level : run.text("segmentation_level");
     s.textequiv_level = run.text("textequiv_level").empty() ? s.textequiv_level : run.text("textequiv_level");
     s.overwrite_segments = run.flag("overwrite_segments");
     s.raw_lines = run.flag("raw_lines");
@@ -270,17 +276,23 @@ Result<void> export_page(Run& run, Page& page) {
     for (auto& format : formats) format = trim(format);
     if (formats.size() != run.job.output_groups.size())
         return fail(ErrorKind::Invalid, "{} asked for ({}), but {} named: there must be one group per format",
-                    counted(formats.size(), "format"), run.text("format"), counted(run.job.output_groups.size(), "output group"));
+                    counted(formats.size(), "format"), run.text("format"),
+                    counted(run.job.output_groups.size(), "output group"));
     bool nfc = run.flag("nfc");
     for (std::size_t i = 0; i < formats.size(); ++i) {
         auto const& format = formats[i];
         ExportNames names{run.output_id(i), run.job.page.page_id, nfc};
         Result<void> wrote;
-        if (format == "text") wrote = run.write(i, ".txt", "text/plain", to_text(page, nfc));
-        else if (format == "alto") wrote = run.write(i, ".xml", "application/alto+xml", to_alto(page, names));
-        else if (format == "hocr") wrote = run.write(i, ".hocr", "text/vnd.hocr+html", to_hocr(page, names));
-        else if (format == "page") wrote = run.write(i, ".xml", kPageMimetype, page.text(run.output_id(i)));
-        else return fail(ErrorKind::Invalid, "there is no format \"{}\": text, alto, hocr and page are known", format);
+        if (format == "text")
+            wrote = run.write(i, ".txt", "text/plain", to_text(page, nfc));
+        else if (format == "alto")
+            wrote = run.write(i, ".xml", "application/alto+xml", to_alto(page, names));
+        else if (format == "hocr")
+            wrote = run.write(i, ".hocr", "text/vnd.hocr+html", to_hocr(page, names));
+        else if (format == "page")
+            wrote = run.write(i, ".xml", kPageMimetype, page.text(run.output_id(i)));
+        else
+            return fail(ErrorKind::Invalid, "there is no format \"{}\": text, alto, hocr and page are known", format);
         if (!wrote) return wrote;
     }
     return {};
@@ -297,14 +309,16 @@ Result<void> dummy(Run& run) {
             return fail(ErrorKind::Invalid, "`pages` is no regular expression: {}", pattern);
         }
     }
-    if (double wait = run.number("delay_ms"); wait > 0) std::this_thread::sleep_for(std::chrono::duration<double, std::milli>(wait));
+    if (double wait = run.number("delay_ms"); wait > 0)
+        std::this_thread::sleep_for(std::chrono::duration<double, std::milli>(wait));
     if (meant && run.flag("crash")) {
         ::signal(SIGSEGV, SIG_DFL); // not the sanitizer's handler: this is to look like a crash
         ::raise(SIGSEGV);
     }
     while (meant && run.flag("hang")) ::pause();
     if (meant && run.flag("fail"))
-        return fail(run.flag("transient") ? ErrorKind::Unavailable : ErrorKind::Invalid, "page {} fails, as the parameter `fail` asks", page_id);
+        return fail(run.flag("transient") ? ErrorKind::Unavailable : ErrorKind::Invalid,
+                    "page {} fails, as the parameter `fail` asks", page_id);
 
     auto [path, frame] = frame_of(run.input().path);
     bool image = run.input().mimetype.starts_with("image/");
@@ -323,7 +337,8 @@ Result<void> dummy(Run& run) {
 Result<void> dispatch(Run& run, ModelCache& models) {
     auto const& job = run.job;
     if (job.page.files.size() != 1)
-        return fail(ErrorKind::Invalid, "{} takes one input file per page, page {} has {}", job.processor, job.page.page_id, job.page.files.size());
+        return fail(ErrorKind::Invalid, "{} takes one input file per page, page {} has {}", job.processor,
+                    job.page.page_id, job.page.files.size());
     if (job.output_groups.empty() || job.page.output_ids.size() != job.output_groups.size())
         return fail(ErrorKind::Invalid, "{} needs an output group and an output id for each", job.processor);
     if (job.processor == "ocrd-ocrctl-dummy") return dummy(run);
@@ -337,7 +352,9 @@ Result<void> dispatch(Run& run, ModelCache& models) {
 }
 
 // Worth another try: the machine's trouble, not the data's.
-bool transient(ErrorKind kind) { return kind == ErrorKind::Unavailable || kind == ErrorKind::TooLarge || kind == ErrorKind::Timeout; }
+bool transient(ErrorKind kind) {
+    return kind == ErrorKind::Unavailable || kind == ErrorKind::TooLarge || kind == ErrorKind::Timeout;
+}
 
 Result<Json const*> tool_of(std::string const& processor) {
     auto const* tool = tools::builtin_tool(processor);
@@ -380,7 +397,8 @@ PageOutcome Processors::page(PageJob const& job, std::string& log) {
     } catch (std::bad_alloc const&) {
         done = fail(ErrorKind::TooLarge, "not enough memory for page {}", job.page.page_id);
     } catch (cv::Exception const& problem) {
-        done = fail(problem.code == cv::Error::StsNoMem ? ErrorKind::TooLarge : ErrorKind::Internal, "OpenCV: {}", problem.err);
+        done = fail(problem.code == cv::Error::StsNoMem ? ErrorKind::TooLarge : ErrorKind::Internal, "OpenCV: {}",
+                    problem.err);
     } catch (std::exception const& problem) {
         done = fail(ErrorKind::Internal, "{}", problem.what());
     }

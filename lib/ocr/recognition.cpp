@@ -46,8 +46,10 @@ bool is_text(PolyBlockType type) {
     case PT_TABLE:
     case PT_EQUATION:
     case PT_INLINE_EQUATION:
-    case PT_UNKNOWN: return true;
-    default: return false;
+    case PT_UNKNOWN:
+        return true;
+    default:
+        return false;
     }
 }
 
@@ -72,13 +74,15 @@ std::vector<FoundBlock> collect(tesseract::PageIterator& it, tesseract::ResultIt
     std::vector<FoundBlock> blocks;
     auto step = results ? RIL_WORD : RIL_TEXTLINE;
     do {
-        if (blocks.empty() || it.IsAtBeginningOf(RIL_BLOCK)) blocks.push_back({it.BlockType(), box_at(it, RIL_BLOCK), {}});
+        if (blocks.empty() || it.IsAtBeginningOf(RIL_BLOCK))
+            blocks.push_back({it.BlockType(), box_at(it, RIL_BLOCK), {}});
         auto& block = blocks.back();
         if (!is_text(block.type) || it.Empty(RIL_TEXTLINE)) continue;
         if (block.lines.empty() || it.IsAtBeginningOf(RIL_TEXTLINE)) {
             FoundLine line{box_at(it, RIL_TEXTLINE), {}, {}};
             int x1 = 0, y1 = 0, x2 = 0, y2 = 0;
-            if (it.Baseline(RIL_TEXTLINE, &x1, &y1, &x2, &y2)) line.baseline = {{double(x1), double(y1)}, {double(x2), double(y2)}};
+            if (it.Baseline(RIL_TEXTLINE, &x1, &y1, &x2, &y2))
+                line.baseline = {{double(x1), double(y1)}, {double(x2), double(y2)}};
             block.lines.push_back(std::move(line));
         }
         if (!results || it.Empty(RIL_WORD)) continue;
@@ -87,7 +91,8 @@ std::vector<FoundBlock> collect(tesseract::PageIterator& it, tesseract::ResultIt
         if (glyphs) {
             ResultIterator symbol(*results);
             do {
-                FoundGlyph glyph{box_at(symbol, RIL_SYMBOL), text_at(symbol, RIL_SYMBOL), symbol.Confidence(RIL_SYMBOL) / 100.0};
+                FoundGlyph glyph{box_at(symbol, RIL_SYMBOL), text_at(symbol, RIL_SYMBOL),
+                                 symbol.Confidence(RIL_SYMBOL) / 100.0};
                 if (!glyph.text.empty()) word.glyphs.push_back(std::move(glyph));
             } while (!symbol.IsAtFinalElement(RIL_WORD, RIL_SYMBOL) && symbol.Next(RIL_SYMBOL));
         }
@@ -107,8 +112,8 @@ struct ClearAfter {
     ~ClearAfter() { api.Clear(); }
 };
 
-Result<std::vector<FoundBlock>> recognized(tesseract::TessBaseAPI& api, cv::Mat const& pixels, double dpi, tesseract::PageSegMode mode,
-                                           bool glyphs, double* estimated = nullptr) {
+Result<std::vector<FoundBlock>> recognized(tesseract::TessBaseAPI& api, cv::Mat const& pixels, double dpi,
+                                           tesseract::PageSegMode mode, bool glyphs, double* estimated = nullptr) {
     ClearAfter clear{api};
     api.SetPageSegMode(mode);
     set_image(api, pixels, dpi);
@@ -125,7 +130,9 @@ cv::Rect2d united(cv::Rect2d a, cv::Rect2d const& b) {
     return a | b;
 }
 
-cv::Rect2d grown(cv::Rect2d box, double by) { return {box.x - by, box.y - by, box.width + 2 * by, box.height + 2 * by}; }
+cv::Rect2d grown(cv::Rect2d box, double by) {
+    return {box.x - by, box.y - by, box.width + 2 * by, box.height + 2 * by};
+}
 
 /// Writes what was found into PAGE. Parents are widened so that rounding never pushes a child out of them.
 class Writer {
@@ -152,7 +159,8 @@ public:
     }
 
     /// Lines of an existing region; `clip` is the region's outline in the view.
-    std::vector<pugi::xml_node> lines(pugi::xml_node region, std::vector<FoundLine>& found, Polygon const* clip, bool with_text) {
+    std::vector<pugi::xml_node> lines(pugi::xml_node region, std::vector<FoundLine>& found, Polygon const* clip,
+                                      bool with_text) {
         std::vector<pugi::xml_node> written;
         std::string base = region.attribute("id").value();
         int number = 0;
@@ -273,7 +281,8 @@ private:
         auto near = [](double a, double b) { return std::abs(a - b) < 1.5; };
         auto box = bounds(p);
         return std::ranges::all_of(p, [&](cv::Point2d const& q) {
-            return (near(q.x, box.x) || near(q.x, box.x + box.width)) && (near(q.y, box.y) || near(q.y, box.y + box.height));
+            return (near(q.x, box.x) || near(q.x, box.x + box.width)) &&
+                   (near(q.y, box.y) || near(q.y, box.y + box.height));
         });
     }
 
@@ -320,7 +329,8 @@ cv::Mat cut_out(View const& view, Polygon const& outline, int padding, cv::Point
     auto box = bounds(outline);
     cv::Rect whole(0, 0, view.pixels.cols, view.pixels.rows);
     cv::Rect crop = cv::Rect(cv::Point(static_cast<int>(std::floor(box.x)), static_cast<int>(std::floor(box.y))),
-                             cv::Point(static_cast<int>(std::ceil(box.x + box.width)), static_cast<int>(std::ceil(box.y + box.height)))) &
+                             cv::Point(static_cast<int>(std::ceil(box.x + box.width)),
+                                       static_cast<int>(std::ceil(box.y + box.height)))) &
                     whole;
     if (crop.width < 2 || crop.height < 2) return {};
     cv::Mat part = view.pixels(crop);
@@ -338,7 +348,8 @@ cv::Mat cut_out(View const& view, Polygon const& outline, int padding, cv::Point
         cv::Mat outside(image.size(), CV_8UC1, cv::Scalar(255));
         std::vector<cv::Point> corners;
         for (auto p : outline)
-            corners.emplace_back(static_cast<int>(std::lround(p.x)) - crop.x + padding, static_cast<int>(std::lround(p.y)) - crop.y + padding);
+            corners.emplace_back(static_cast<int>(std::lround(p.x)) - crop.x + padding,
+                                 static_cast<int>(std::lround(p.y)) - crop.y + padding);
         cv::fillPoly(outside, std::vector<std::vector<cv::Point>>{corners}, cv::Scalar(0));
         image.setTo(background, outside);
     }
@@ -371,7 +382,9 @@ Json variables_of(RecognitionSettings const& settings) {
     return variables;
 }
 
-double plausible(double dpi) { return dpi >= 70 && dpi <= 2400 ? dpi : 0; }
+double plausible(double dpi) {
+    return dpi >= 70 && dpi <= 2400 ? dpi : 0;
+}
 
 } // namespace
 
@@ -395,7 +408,8 @@ Result<void> segment(Page& page, View const& view, ModelCache& models, Recogniti
         return it ? collect(*it, nullptr, false) : std::vector<FoundBlock>{};
     };
     if (regions_of(page.node()).empty()) {
-        writer.blocks(analysed(view.pixels, settings.sparse_text ? tesseract::PSM_SPARSE_TEXT : tesseract::PSM_AUTO_ONLY), false);
+        writer.blocks(
+            analysed(view.pixels, settings.sparse_text ? tesseract::PSM_SPARSE_TEXT : tesseract::PSM_AUTO_ONLY), false);
         return {};
     }
     for (auto region : page.text_regions()) {
@@ -425,7 +439,8 @@ Result<void> recognize(Page& page, View const& view, ModelCache& models, Recogni
     if (regions_of(page.node()).empty()) {
         if (!fill) return {};
         double estimated = 0;
-        auto blocks = recognized(api, view.pixels, settings.dpi, settings.sparse_text ? PSM_SPARSE_TEXT : PSM_AUTO, glyphs, &estimated);
+        auto blocks = recognized(api, view.pixels, settings.dpi, settings.sparse_text ? PSM_SPARSE_TEXT : PSM_AUTO,
+                                 glyphs, &estimated);
         if (!blocks) return std::unexpected(blocks.error());
         if (page.dpi() == 0 && plausible(estimated) > 0) page.set_dpi(estimated);
         writer.blocks(std::move(*blocks), true);
@@ -482,7 +497,8 @@ Result<void> recognize(Page& page, View const& view, ModelCache& models, Recogni
             cv::Point2d origin;
             auto image = cut_out(view, outline, settings.padding, origin);
             if (!image.empty()) {
-                auto blocks = recognized(api, image, settings.dpi, settings.raw_lines ? PSM_RAW_LINE : PSM_SINGLE_LINE, glyphs);
+                auto blocks =
+                    recognized(api, image, settings.dpi, settings.raw_lines ? PSM_RAW_LINE : PSM_SINGLE_LINE, glyphs);
                 if (!blocks) return std::unexpected(blocks.error());
                 auto parts = lines_of(std::move(*blocks));
                 move(parts, origin);

@@ -18,7 +18,8 @@ Result<std::filesystem::path> Files::find(std::string const& path) const {
     if (relative.is_absolute()) {
         relative = relative.lexically_relative(workspace_);
     }
-    if (relative.empty() || *relative.begin() == "..") return fail(ErrorKind::Denied, "{} leads out of the workspace", path);
+    if (relative.empty() || *relative.begin() == "..")
+        return fail(ErrorKind::Denied, "{} leads out of the workspace", path);
     std::error_code ignored;
     for (auto const& base : {staging_, workspace_})
         if (!base.empty() && fs::exists(base / relative, ignored)) return base / relative;
@@ -58,7 +59,8 @@ cv::Mat turned(cv::Mat const& pixels, bool bilevel, double degrees, Transform& t
     Transform centres = shift(-0.5, -0.5) * moved * shift(0.5, 0.5);
     cv::Matx23d affine(centres(0, 0), centres(0, 1), centres(0, 2), centres(1, 0), centres(1, 1), centres(1, 2));
     cv::Mat out;
-    cv::warpAffine(pixels, out, affine, cv::Size(static_cast<int>(std::ceil(new_w - 1e-6)), static_cast<int>(std::ceil(new_h - 1e-6))),
+    cv::warpAffine(pixels, out, affine,
+                   cv::Size(static_cast<int>(std::ceil(new_w - 1e-6)), static_cast<int>(std::ceil(new_h - 1e-6))),
                    cv::INTER_LINEAR, cv::BORDER_CONSTANT, background_of(pixels));
     if (bilevel) cv::threshold(out, out, 127, 255, cv::THRESH_BINARY);
     transform = moved * transform;
@@ -76,8 +78,9 @@ std::set<std::string> feature_set(std::string_view features) {
 
 // Features that the annotation tells us how to make.
 std::size_t not_automatic(std::set<std::string> const& features) {
-    return static_cast<std::size_t>(std::ranges::count_if(
-        features, [](std::string const& f) { return f != "cropped" && f != "deskewed" && !f.starts_with("rotated-"); }));
+    return static_cast<std::size_t>(std::ranges::count_if(features, [](std::string const& f) {
+        return f != "cropped" && f != "deskewed" && !f.starts_with("rotated-");
+    }));
 }
 
 } // namespace
@@ -130,7 +133,9 @@ Result<View> view_of(Page const& page, Files const& files, std::string_view want
     Polygon border = coords_of(child_of(page.node(), "Border"));
 
     auto before = applied.size();
-    auto lacks = [&](std::string const& f) { return std::ranges::find(applied, f) == applied.end() && !filtered.contains(f); };
+    auto lacks = [&](std::string const& f) {
+        return std::ranges::find(applied, f) == applied.end() && !filtered.contains(f);
+    };
     std::vector<std::string> steps = applied;
     if (!border.empty() && lacks("cropped")) steps.emplace_back("cropped");
     if (orientation != 0 && lacks(rotated)) steps.push_back(rotated);
@@ -141,14 +146,17 @@ Result<View> view_of(Page const& page, Files const& files, std::string_view want
     for (std::size_t i = 0; i < steps.size(); ++i) {
         auto const& step = steps[i];
         bool make = i >= before;
-        if (i == before && (std::abs(view.pixels.cols - size.width) >= 2 || std::abs(view.pixels.rows - size.height) >= 2))
-            return fail(ErrorKind::Invalid, "image {} has {} x {} pixels, but PAGE-XML says it should have {:.0f} x {:.0f}", name,
+        if (i == before &&
+            (std::abs(view.pixels.cols - size.width) >= 2 || std::abs(view.pixels.rows - size.height) >= 2))
+            return fail(ErrorKind::Invalid,
+                        "image {} has {} x {} pixels, but PAGE-XML says it should have {:.0f} x {:.0f}", name,
                         view.pixels.cols, view.pixels.rows, size.width, size.height);
         if (step == "cropped") {
             Polygon inside = transformed(view.from_page, border);
             auto box = bounds(inside);
             cv::Rect crop(cv::Point(static_cast<int>(std::floor(box.x)), static_cast<int>(std::floor(box.y))),
-                          cv::Point(static_cast<int>(std::ceil(box.x + box.width)), static_cast<int>(std::ceil(box.y + box.height))));
+                          cv::Point(static_cast<int>(std::ceil(box.x + box.width)),
+                                    static_cast<int>(std::ceil(box.y + box.height))));
             crop &= cv::Rect(0, 0, static_cast<int>(size.width), static_cast<int>(size.height));
             if (crop.empty()) return fail(ErrorKind::Invalid, "the Border of the page lies outside of its image");
             if (make) {
@@ -157,7 +165,9 @@ Result<View> view_of(Page const& page, Files const& files, std::string_view want
                 if (!box_like) {
                     cv::Mat outside(cut.size(), CV_8UC1, cv::Scalar(255));
                     std::vector<cv::Point> corners;
-                    for (auto p : inside) corners.emplace_back(static_cast<int>(std::lround(p.x)) - crop.x, static_cast<int>(std::lround(p.y)) - crop.y);
+                    for (auto p : inside)
+                        corners.emplace_back(static_cast<int>(std::lround(p.x)) - crop.x,
+                                             static_cast<int>(std::lround(p.y)) - crop.y);
                     cv::fillPoly(outside, std::vector<std::vector<cv::Point>>{corners}, cv::Scalar(0));
                     cut.setTo(background_of(view.pixels), outside);
                 }
@@ -169,7 +179,8 @@ Result<View> view_of(Page const& page, Files const& files, std::string_view want
             int degrees = std::atoi(step.c_str() + 8); // counter-clockwise
             double w = size.width, h = size.height;
             bool sideways = degrees == 90 || degrees == 270;
-            view.from_page = shift((sideways ? h : w) / 2, (sideways ? w : h) / 2) * turn(degrees) * shift(-w / 2, -h / 2) * view.from_page;
+            view.from_page = shift((sideways ? h : w) / 2, (sideways ? w : h) / 2) * turn(degrees) *
+                             shift(-w / 2, -h / 2) * view.from_page;
             if (sideways) std::swap(size.width, size.height);
             if (make) {
                 cv::Mat out;
@@ -186,7 +197,8 @@ Result<View> view_of(Page const& page, Files const& files, std::string_view want
             } else {
                 double a = skew * CV_PI / 180, c = std::abs(std::cos(a)), s = std::abs(std::sin(a));
                 cv::Size2d grown(c * size.width + s * size.height, s * size.width + c * size.height);
-                view.from_page = shift(grown.width / 2, grown.height / 2) * turn(skew) * shift(-size.width / 2, -size.height / 2) * view.from_page;
+                view.from_page = shift(grown.width / 2, grown.height / 2) * turn(skew) *
+                                 shift(-size.width / 2, -size.height / 2) * view.from_page;
                 size = grown;
             }
         }

@@ -29,8 +29,8 @@ private:
 struct View {
     cv::Mat pixels;
     bool bilevel = false;
-    double dpi = 0;             // of the image's metadata, 0 if unknown
-    std::string features;       // as AlternativeImage/@comments has them
+    double dpi = 0;       // of the image's metadata, 0 if unknown
+    std::string features; // as AlternativeImage/@comments has them
     Transform from_page = Transform::eye();
     int page_width = 0, page_height = 0;
 

@@ -41,8 +41,12 @@ Json with_defaults(Json const& tool, Json parameters) {
     return parameters;
 }
 
-std::string agent_name(std::string_view executable) { return fmt::format("{} v{}", executable, version()); }
+std::string agent_name(std::string_view executable) {
+    return fmt::format("{} v{}", executable, version());
+}
 
-std::string_view version() noexcept { return kVersion; }
+std::string_view version() noexcept {
+    return kVersion;
+}
 
 } // namespace ocrctl::tools

@@ -17,7 +17,8 @@ TEST(Catalogue, HoldsTheSixBuiltInProcessors) {
 
 TEST(Catalogue, EveryParameterSaysItsTypeAndMeaningAndHasADefault) {
     for (auto const& [name, tool] : builtin_tools().items()) {
-        for (auto key : {"description", "steps", "categories", "input_file_grp_cardinality", "output_file_grp_cardinality"})
+        for (auto key :
+             {"description", "steps", "categories", "input_file_grp_cardinality", "output_file_grp_cardinality"})
             EXPECT_TRUE(tool.contains(key)) << name << " " << key;
         for (auto const& [parameter, schema] : tool["parameters"].items()) {
             EXPECT_TRUE(schema.contains("type")) << name << " " << parameter;
