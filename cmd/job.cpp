@@ -20,7 +20,7 @@ struct JobOptions {
     Where where;
     std::string id, processor, mets, pages, existing, only;
     std::vector<std::string> inputs, outputs, parameter_files, depends;
-    std::vector<std::string> pairs; // KEY VALUE KEY VALUE
+    std::vector<std::pair<std::string, std::string>> pairs; // -P KEY VALUE
     int priority = 0, limit = 100, timeout = 0;
     bool wait = false, json = false;
 };
@@ -37,9 +37,9 @@ Result<Json> parameters_of(JobOptions const& options) {
         if (!json || !json->is_object()) return fail(ErrorKind::Usage, "-p {}: it is neither a JSON object nor a file with one", text);
         parameters.update(*json);
     }
-    for (std::size_t i = 0; i + 1 < options.pairs.size(); i += 2) {
-        auto json = parse_json(options.pairs[i + 1]);
-        parameters[options.pairs[i]] = json ? *json : Json(options.pairs[i + 1]); // what is no JSON is text, as in OCR-D
+    for (auto const& [key, value] : options.pairs) {
+        auto json = parse_json(value);
+        parameters[key] = json ? *json : Json(value); // what is no JSON is text, as in OCR-D
     }
     return parameters;
 }
@@ -145,7 +145,7 @@ void add_job(CLI::App& app, int& exit_code) {
     run->add_option("-O,--output-file-grp", options->outputs, "Groups to write, joined by commas")->required()->delimiter(',');
     run->add_option("-g,--page-id", options->pages, "Pages: ids and ranges, joined by commas [all]");
     run->add_option("-p,--parameter", options->parameter_files, "Parameters: a JSON object or a file with one");
-    run->add_option("-P,--param-override", options->pairs, "One parameter: KEY VALUE; may be given several times")->type_size(2)->expected(-1)->type_name("KEY VALUE");
+    run->add_option("-P,--param-override", options->pairs, "One parameter: KEY VALUE; may be given several times")->expected(1)->take_all()->type_name("KEY VALUE");
     run->add_option("--existing-output", options->existing, "What to do with pages that are there already")->check(CLI::IsMember({"skip", "overwrite", "abort"}));
     run->add_option("--depends-on", options->depends, "Jobs to wait for, joined by commas")->delimiter(',');
     run->add_option("--priority", options->priority, "Higher goes first [0]");

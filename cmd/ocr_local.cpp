@@ -78,6 +78,7 @@ private:
 
 awaitable<Result<PageOutcome>> LocalRun::in_engine(engine::PageRequest request) {
     for (int attempt = 1;; ++attempt) {
+        if (stopping_) co_return fail(ErrorKind::Unavailable, "stopped");
         auto again = request;
         auto reply = co_await pool_.page(std::move(again));
         if (!reply) co_return fail(reply.error());
@@ -216,8 +217,7 @@ awaitable<void> LocalRun::take_pages() {
             if (work.todo == Todo::Everything) remove_tree(folder_of(work.page.base));
             else remove_tree(folder_of(work.page.base) / "results");
             summary_.failed.emplace_back(work.page.shown, result.error().message());
-            progress_->say(fmt::format("{}: {}", work.page.shown, result.error().message()));
-            progress_->done(fmt::format("{}: failed", work.page.shown));
+            progress_->failed(fmt::format("{}: failed: {}", work.page.shown, result.error().message()));
             continue;
         }
         ++(work.todo == Todo::Export ? summary_.exported : summary_.done);
@@ -289,12 +289,14 @@ int LocalRun::run() {
     if (!work_.empty()) {
         tasks_.spawn("signals", wait_for_signal());
         std::exception_ptr problem;
+        bool driven = false;
         asio::co_spawn(io_, drive(), [&](std::exception_ptr p) {
             problem = p;
-            if (p) io_.stop();
+            driven = true;
         });
-        io_.run();
+        while (!driven && io_.run_one() > 0) {}
         pool_.kill();
+        io_.run_for(std::chrono::seconds(5)); // until the engines are reaped
         digests_.join();
         for (auto const& base : under_way_) {
             // Stopped in the middle: its files are not vouched for.

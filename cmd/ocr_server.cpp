@@ -280,7 +280,9 @@ int ServerRun::run() {
     auto url = find_server(where);
     if (!url) return failed(url.error());
     api_ = Api(*url);
-    if (auto answers = api_.get("/v1", std::chrono::seconds(10)); !answers) return failed(answers.error());
+    auto answers = api_.get("/v1", std::chrono::seconds(10));
+    if (!answers && answers.error().kind() == ErrorKind::NotFound) return failed(Error(ErrorKind::Invalid, fmt::format("{} is not an ocrctl processing server", *url)));
+    if (!answers) return failed(answers.error());
     if (auto made = make_folder(state() / "pages"); !made) return failed(made.error());
     auto lock = ledger::LockFile::take(state() / "lock", "ocr -o " + options_.out.native());
     if (!lock) return failed(lock.error().during(fmt::format("another run writes to {}", options_.out.native())));

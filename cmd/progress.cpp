@@ -41,10 +41,12 @@ void Progress::set(std::size_t done) {
     draw(false);
 }
 
-void Progress::say(std::string const& line) {
-    wipe();
-    fmt::print(stderr, "{}\n", line);
-    draw(true);
+void Progress::failed(std::string const& line) {
+    if (terminal_ && !quiet_) {
+        wipe();
+        fmt::print(stderr, "{}\n", line);
+    }
+    done(line);
 }
 
 void Progress::tick() { draw(false); }

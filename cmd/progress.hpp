@@ -17,8 +17,8 @@ public:
 
     /// One more is done. `line` is shown where there is no bar.
     void done(std::string const& line);
-    /// A message that stays: a failure, a note. Above the bar, if there is one.
-    void say(std::string const& line);
+    /// The same for one that failed: its line stays above the bar.
+    void failed(std::string const& line);
     /// For counts that come from elsewhere (a server).
     void set(std::size_t done);
     /// Draws again, at most ten times a second.

@@ -8,6 +8,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 #include <set>
 
@@ -154,6 +155,10 @@ void add_status(CLI::App& app, int& exit_code) {
         std::string problem;
         if (url) {
             auto status = Api(*url).get("/v1/status", std::chrono::seconds(5));
+            // Its port may have become somebody else's.
+            auto const meant = options->where.server.empty() ? find_deployment(options->where, true) : Result<ledger::DeploymentInfo>(fail(ErrorKind::NotFound, ""));
+            if (status && status->is_object() && meant && !meant->id.empty() && status->value("deployment", "") != meant->id && std::getenv("OCRCTL_SERVER") == nullptr)
+                status = fail(ErrorKind::Unavailable, "another deployment answers at {}", *url);
             if (status && status->is_object()) {
                 (*status)["source"] = "server";
                 if (options->json) fmt::print("{}\n", dump(*status));
