@@ -91,6 +91,8 @@ struct Looked {
     std::string missing;  // input groups that are not there: a sentence
     std::string existing; // output groups that are there: a sentence
     std::string selector; // why the selector is refused
+    std::uint64_t generation = 0;
+    std::vector<std::string> all_pages; // where the caller does not know them
 };
 
 Result<Looked> look(mets::Mets const& mets, Wanted const& wanted) {
@@ -113,6 +115,41 @@ Result<Looked> look(mets::Mets const& mets, Wanted const& wanted) {
                                           join(wanted.outputs, ", "), counted(existing.size(), "page"), existing.front());
     }
     return looked;
+}
+
+// From what is known, if it suffices: one page by its id, or all.
+std::optional<Looked> from_facts(Workspace const& workspace, Wanted const& wanted) {
+    auto const& facts = workspace.facts;
+    if (wanted.abort || facts.generation == 0 || facts.generation != workspace.generation()) return std::nullopt;
+    for (auto const& group : wanted.inputs)
+        if (!facts.groups.contains(group)) return std::nullopt;
+    Looked looked;
+    if (wanted.selector.empty()) looked.pages = facts.pages;
+    else if (facts.page_ids.contains(wanted.selector)) looked.pages = {wanted.selector};
+    else return std::nullopt;
+    return looked;
+}
+
+awaitable<Result<Looked>> look_into(std::shared_ptr<Workspace> workspace, Wanted wanted) {
+    if (auto known = from_facts(*workspace, wanted)) co_return std::move(*known);
+    auto have = workspace->facts.generation;
+    auto work = [workspace, wanted, have](mets::Mets& mets) {
+        auto looked = look(mets, wanted);
+        if (looked && (looked->generation = workspace->generation()) != have) looked->all_pages = mets.pages();
+        return looked;
+    };
+    auto looked = co_await workspace->with(std::move(work));
+    if (looked && looked->selector.empty()) {
+        auto& facts = workspace->facts;
+        if (looked->generation != have) {
+            facts.generation = looked->generation;
+            facts.page_ids = {looked->all_pages.begin(), looked->all_pages.end()};
+            facts.pages = std::move(looked->all_pages);
+            facts.groups.clear();
+        }
+        if (looked->missing.empty() && facts.generation == looked->generation) facts.groups.insert(wanted.inputs.begin(), wanted.inputs.end());
+    }
+    co_return looked;
 }
 
 std::unexpected<Refusal> refuse_workspace(Error const& error) {
@@ -284,8 +321,7 @@ awaitable<Answer<Job>> JobService::submit(std::string processor, Json body) {
     Wanted wanted{job.page_id.value_or(""), {}, job.output_groups, job.existing_output == ExistingOutput::Abort};
     if (job.depends_on.empty()) wanted.inputs = job.input_groups; // else they may still be made
     auto workspace = workspaces_.open(job.workspace, job.mets_basename);
-    auto work = [wanted](mets::Mets& mets) { return look(mets, wanted); };
-    auto looked = co_await workspace->with(std::move(work));
+    auto looked = co_await look_into(workspace, wanted);
     if (!looked) co_return refuse_workspace(looked.error());
     if (!looked->selector.empty()) co_return refuse(422, fmt::format("page_id {}: {}", wanted.selector, looked->selector));
     if (!looked->missing.empty()) co_return refuse(422, looked->missing);
@@ -411,8 +447,7 @@ awaitable<Answer<Workflow>> JobService::run(WorkflowRequest request) {
         wanted.outputs.insert(wanted.outputs.end(), task.output_groups.begin(), task.output_groups.end());
     }
     auto workspace = workspaces_.open(place->folder, place->mets_basename);
-    auto work = [wanted](mets::Mets& mets) { return look(mets, wanted); };
-    auto looked = co_await workspace->with(std::move(work));
+    auto looked = co_await look_into(workspace, wanted);
     if (!looked) co_return refuse_workspace(looked.error());
     if (!looked->missing.empty()) co_return refuse(422, looked->missing);
     std::vector<std::string> unknown;

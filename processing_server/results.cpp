@@ -349,13 +349,14 @@ awaitable<bool> Results::save(Keeper& keeper) {
         std::map<std::size_t, Error> conflicts; // items that do not go with what somebody else wrote
         bool given_up = false;                  // the METS that somebody else wrote cannot be read
     };
-    auto work = [items, folder = workspace->folder()](mets::Mets& mets) -> Result<Saved> {
+    auto work = [items, workspace, folder = workspace->folder()](mets::Mets& mets) -> Result<Saved> {
         Saved saved;
         crash_point("server.before-save");
         for (int tries = 0;; ++tries) {
             auto done = mets.save();
             if (done) break;
             if (done.error().kind() != ErrorKind::Conflict || tries == 5) return std::unexpected(done.error());
+            workspace->read_again();
             if (auto again = mets.reload(); !again) {
                 auto kind = again.error().kind();
                 if (kind != ErrorKind::NotFound && kind != ErrorKind::Invalid) return std::unexpected(again.error());

@@ -36,9 +36,12 @@ void Workspace::hand_over() {
 void Workspace::run(std::vector<Piece>& pieces) {
     Error problem;
     if (forget_.exchange(false)) mets_.reset();
-    if (mets_ && !mets_->changed() && mets_->changed_on_disk())
+    if (mets_ && !mets_->changed() && mets_->changed_on_disk()) {
+        ++generation_;
         if (auto again = mets_->reload(); !again) mets_.reset();
+    }
     if (!mets_) {
+        ++generation_;
         auto loaded = mets::Mets::load(folder_ / basename_);
         if (loaded) mets_.emplace(std::move(*loaded));
         else problem = loaded.error();

@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 namespace ocrctl::server {
@@ -59,6 +60,19 @@ public:
     /// What is in memory is forgotten before the next piece of work: it could not be saved and was given up.
     void forget() noexcept { forget_ = true; }
 
+    /// What was once found in it and stays true while generation() is the same (pages and groups only ever come): spares
+    /// a submission the wait for its turn.
+    struct Facts {
+        std::uint64_t generation = 0;
+        std::vector<std::string> pages; // in order
+        std::unordered_set<std::string> page_ids, groups;
+    };
+    Facts facts;
+    /// Another one after each reading from disk. Any thread.
+    std::uint64_t generation() const noexcept { return generation_; }
+    /// For work that reloads by itself.
+    void read_again() noexcept { ++generation_; }
+
     std::filesystem::path const& folder() const noexcept { return folder_; }
     std::filesystem::path file() const { return folder_ / basename_; }
     bool idle() const noexcept { return !busy_ && waiting_.empty(); }
@@ -81,6 +95,7 @@ private:
     bool busy_ = false;
     std::chrono::steady_clock::time_point last_used_;
     std::atomic<bool> forget_ = false;
+    std::atomic<std::uint64_t> generation_ = 0;
     std::optional<mets::Mets> mets_; // touched only by run()
 };
 
