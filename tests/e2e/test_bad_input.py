@@ -207,11 +207,10 @@ class Submissions(harness.E2eTest):
         answer = self.submit(mets, parameters={"delay_ms": 1500})
         self.assertEqual(answer[0], 200, answer)
         ballast = folder / "ballast"
-        with open(ballast, "wb") as out:  # until only a page or two of the file system is left
+        with open(ballast, "wb", buffering=0) as out:  # until only a page or two of the file system is left
             try:
                 while True:
                     out.write(b"\0" * 4096)
-                    out.flush()
             except OSError:
                 pass
         time.sleep(0)  # the Job runs into the full disk, either while writing its files or while the METS is saved

@@ -43,7 +43,8 @@ class LocalDeployment(harness.E2eTest):
             cer = subprocess.run([sys.executable, str(ROOT / "scripts" / "cer"), str(truth[0]), str(text)],
                                  capture_output=True, text=True)
             self.assertEqual(cer.returncode, 0, cer.stderr)
-            print(text.name, cer.stdout.strip())
+            print(cer.stdout.splitlines()[0])
+            self.assertLess(float(cer.stdout.split()[0]), 1.0, "character error rate in percent")
         self.assertFalse((mets.parent / ".ocrctl").exists(), "staging folders are removed")
 
         job = run["processing_job_ids"][sorted(run["processing_job_ids"])[0]][0]
