@@ -19,7 +19,8 @@ namespace {
 struct JobOptions {
     Where where;
     std::string id, processor, mets, pages, existing, only;
-    std::vector<std::string> inputs, outputs, parameter_files, depends;
+    std::string inputs, outputs, depends; // joined by commas
+    std::vector<std::string> parameter_files;
     std::vector<std::pair<std::string, std::string>> pairs; // -P KEY VALUE
     int priority = 0, limit = 100, timeout = 0;
     bool wait = false, json = false;
@@ -73,12 +74,12 @@ int run_job(JobOptions const& options, Api const& api) {
     if (!parameters) return complain("job run", parameters.error());
     Json body;
     body["path_to_mets"] = path_for_server(options.mets);
-    body["input_file_grps"] = options.inputs;
-    body["output_file_grps"] = options.outputs;
+    body["input_file_grps"] = split(options.inputs, ',');
+    body["output_file_grps"] = split(options.outputs, ',');
     body["parameters"] = *parameters;
     if (!options.pages.empty()) body["page_id"] = options.pages;
     if (!options.existing.empty()) body["existing_output"] = options.existing;
-    if (!options.depends.empty()) body["depends_on"] = options.depends;
+    if (!options.depends.empty()) body["depends_on"] = split(options.depends, ',');
     if (options.priority != 0) body["priority"] = options.priority;
     auto job = api.post("/processor/run/" + net::percent_encode(options.processor), body);
     if (!job) return complain("job run", job.error());
@@ -141,13 +142,13 @@ void add_job(CLI::App& app, int& exit_code) {
     auto* run = subcommand("run", "Submits a Job and prints its id");
     run->add_option("processor", options->processor, "Name of the Processor")->required();
     run->add_option("-m,--mets", options->mets, "METS file, as the server reaches it")->required();
-    run->add_option("-I,--input-file-grp", options->inputs, "Groups to read, joined by commas")->required()->delimiter(',');
-    run->add_option("-O,--output-file-grp", options->outputs, "Groups to write, joined by commas")->required()->delimiter(',');
+    run->add_option("-I,--input-file-grp", options->inputs, "Groups to read, joined by commas")->required()->type_name("GROUPS");
+    run->add_option("-O,--output-file-grp", options->outputs, "Groups to write, joined by commas")->required()->type_name("GROUPS");
     run->add_option("-g,--page-id", options->pages, "Pages: ids and ranges, joined by commas [all]");
-    run->add_option("-p,--parameter", options->parameter_files, "Parameters: a JSON object or a file with one");
+    run->add_option("-p,--parameter", options->parameter_files, "Parameters: a JSON object or a file with one")->expected(1)->take_all()->type_name("JSON|FILE");
     run->add_option("-P,--param-override", options->pairs, "One parameter: KEY VALUE; may be given several times")->expected(1)->take_all()->type_name("KEY VALUE");
     run->add_option("--existing-output", options->existing, "What to do with pages that are there already")->check(CLI::IsMember({"skip", "overwrite", "abort"}));
-    run->add_option("--depends-on", options->depends, "Jobs to wait for, joined by commas")->delimiter(',');
+    run->add_option("--depends-on", options->depends, "Jobs to wait for, joined by commas")->type_name("IDS");
     run->add_option("--priority", options->priority, "Higher goes first [0]");
     run->add_flag("--wait", options->wait, "Until it has ended; exit code 1 if it failed");
     run->add_option("--timeout", options->timeout, "With --wait: give up after so many seconds; the Job goes on")->type_name("SECONDS");

@@ -8,6 +8,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <fcntl.h>
+#include <map>
 #include <memory>
 #include <set>
 #include <sys/stat.h>
@@ -42,9 +43,16 @@ std::vector<LogFile> find_logs(fs::path const& state) {
     ledger::StatePaths paths{state};
     std::vector<LogFile> logs;
     add_logs_of(paths.logs(), "", logs);
+    std::map<std::string, std::string> entries; // file name -> the unit's name
     std::error_code ignored;
-    for (fs::directory_iterator at(paths.hosts(), ignored), end; !ignored && at != end; at.increment(ignored))
-        add_logs_of(ledger::HostPaths{at->path()}.logs(), at->path().filename().native() + ": ", logs);
+    for (fs::directory_iterator at(paths.hosts(), ignored), end; !ignored && at != end; at.increment(ignored)) {
+        ledger::HostPaths const host{at->path()};
+        add_logs_of(host.logs(), at->path().filename().native() + ": ", logs);
+        if (auto known = ledger::replay(host.ledger()))
+            for (auto const& name : known->order) entries[ledger::entry_file_name(name)] = name;
+    }
+    for (auto& log : logs)
+        if (auto known = entries.find(log.path.stem().native()); known != entries.end()) log.name = known->second;
     std::ranges::sort(logs, {}, &LogFile::name);
     return logs;
 }

@@ -16,7 +16,7 @@ void add_ocr(CLI::App& app, int& exit_code) {
     command->add_option("images", options->images, "Page images: TIFF (each page of it), JPEG, PNG, JPEG 2000, WebP")->required()->type_name("IMAGE");
     command->add_option("-o,--output", options->out, "Folder for the results; made if it is not there")->required()->type_name("DIR");
     command->add_option("-l,--lang", options->lang, "Tesseract model, or several joined by +: deu, Fraktur+deu [eng]")->type_name("MODEL");
-    command->add_option("-f,--format", options->formats, "text, alto, page, hocr; several joined by commas [text]")->type_name("FORMATS");
+    command->add_option("-f,--format", options->formats, "text, alto, page, hocr; several joined by commas [text]")->expected(1)->take_all()->type_name("FORMATS");
     command->add_option("-w,--workflow", options->workflow, "Steps to run instead of plain recognition, in OCR-D's workflow syntax")->type_name("FILE");
     command->add_option("-j,--jobs", options->jobs, "Pages at once [as many as cores]")->type_name("N")->check(CLI::Range(1, 1024));
     command->add_option("--server", options->server, "Let this processing server do the work")->type_name("URL");

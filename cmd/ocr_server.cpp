@@ -63,6 +63,7 @@ private:
     Result<void> reattach();
     Result<void> prepare();
     Result<void> submit_and_follow();
+    void take_what_is_there();
     Result<void> collect();
     Result<void> collect_page(mets::Mets const& mets, OcrWork& work);
     std::string script() const;
@@ -262,6 +263,21 @@ Result<void> ServerRun::collect_page(mets::Mets const& mets, OcrWork& work) {
     return record_->put(work.record);
 }
 
+/// Pages that an earlier run had begun and the server has finished meanwhile: only their results are missing here.
+void ServerRun::take_what_is_there() {
+    std::error_code ignored;
+    if (std::ranges::none_of(work_, &OcrWork::resume) || !fs::exists(mets_file(), ignored)) return;
+    auto mets = mets::Mets::load(mets_file());
+    if (!mets) return; // prepare() says why
+    std::erase_if(work_, [&](OcrWork& work) {
+        if (!work.resume) return false;
+        work.record.digest = record_->find(work.page.base)->digest;
+        if (!collect_page(*mets, work)) return false;
+        ++summary_.done;
+        return true;
+    });
+}
+
 Result<void> ServerRun::collect() {
     auto mets = mets::Mets::load(mets_file());
     if (!mets) return fail(mets.error());
@@ -297,6 +313,7 @@ int ServerRun::run() {
     auto work = decide_work(options_, plan_, chain, models, *record_, summary_);
     if (!work) return failed(work.error());
     work_ = std::move(*work);
+    take_what_is_there();
     if (!work_.empty()) {
         for (auto const& one : work_)
             if (!one.why.empty() && !options_.quiet) fmt::print(stderr, "{}: again, as {}\n", one.page.shown, one.why);
