@@ -213,6 +213,8 @@ void add_routes(net::Router& router, RouteContext context) {
         if (!job) co_return refusal(job.error());
         auto read = [path = job->log_file] { return path.empty() ? Result<std::string>(fail(ErrorKind::NotFound, "")) : read_file(path); };
         auto text = co_await on_thread(shared->pool, std::move(read));
+        // A Job that ended before a Worker saw it (an input is missing, a dependency failed) has no log, but a reason.
+        if (!text && is_final(job->state) && !job->reason.empty()) text = job->reason + "\n";
         if (!text) co_return Response::error(404, fmt::format("Job {} has no log yet", job->id.str()));
         auto response = Response::text(200, std::move(*text));
         response.headers.set("Content-Disposition", fmt::format("attachment; filename=\"{}.log\"", job->id.str()));

@@ -246,16 +246,16 @@ def copy_sample_workspace(folder):
     return target / "mets.xml"
 
 
-def make_workspace(folder, pages, image=None):
+def make_workspace(folder, pages, image=None, suffix=".png", mimetype="image/png"):
     """A METS workspace with many small pages: one PNG, linked under as many names."""
     folder = pathlib.Path(folder)
     (folder / "OCR-D-IMG").mkdir(parents=True)
     image = image or tiny_png()
     files, divs = [], []
     for n in range(1, pages + 1):
-        (folder / "OCR-D-IMG" / f"p{n:04}.png").write_bytes(image)
-        files.append(f'<mets:file ID="OCR-D-IMG_{n:04}" MIMETYPE="image/png"><mets:FLocat LOCTYPE="OTHER" '
-                     f'OTHERLOCTYPE="FILE" xlink:href="OCR-D-IMG/p{n:04}.png"/></mets:file>')
+        (folder / "OCR-D-IMG" / f"p{n:04}{suffix}").write_bytes(image)
+        files.append(f'<mets:file ID="OCR-D-IMG_{n:04}" MIMETYPE="{mimetype}"><mets:FLocat LOCTYPE="OTHER" '
+                     f'OTHERLOCTYPE="FILE" xlink:href="OCR-D-IMG/p{n:04}{suffix}"/></mets:file>')
         divs.append(f'<mets:div TYPE="page" ID="PHYS_{n:04}" ORDER="{n}"><mets:fptr FILEID="OCR-D-IMG_{n:04}"/></mets:div>')
     mets = folder / "mets.xml"
     mets.write_text('<?xml version="1.0" encoding="UTF-8"?>\n<mets:mets xmlns:mets="http://www.loc.gov/METS/" '
