@@ -98,14 +98,14 @@ void add_host(CLI::App& app, int& exit_code) {
     stopping->add_option("--grace", options->grace_s, "Seconds to finish before they are killed")->capture_default_str()->check(CLI::NonNegativeNumber);
     stopping->footer("Example:\n  ocrctl host stop --state DIR --kinds worker,agent --grace 10 --json\nExit code: 0 all gone, 3 some are left");
     auto* scanning = add("scan", "Print what of a deployment still runs or lies here", scan);
-    scanning->add_option("--deployment", options->deployment, "The deployment's id")->required();
+    scanning->add_option("--deployment", options->deployment, "The deployment's id, as in its deployment.json (not its name)")->required();
     scanning->add_option("--host", options->host, "Only what belongs to this host");
     scanning->footer("Example:\n  ocrctl host scan --state DIR --deployment d7 --host ocr1 --json");
     add("close", "Let nothing be started here any more", close)->footer("Example:\n  ocrctl host close --state DIR");
     add("control", "Send one line from stdin to the agent and print its replies", control)
         ->footer("Example:\n  echo '{\"op\":\"status\"}' | ocrctl host control --state DIR");
     auto* cleaning = add("clean", "Remove everything but logs, data and the archived ledger, if nothing runs any more", clean);
-    cleaning->add_option("--deployment", options->deployment, "The deployment's id")->required();
+    cleaning->add_option("--deployment", options->deployment, "The deployment's id, as in its deployment.json (not its name)")->required();
     cleaning->add_option("--host", options->host, "Only what belongs to this host");
     cleaning->footer("Example:\n  ocrctl host clean --state DIR --deployment d7 --host ocr1");
 }

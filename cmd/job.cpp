@@ -169,7 +169,7 @@ void add_job(CLI::App& app, int& exit_code) {
     }));
 
     auto* list = subcommand("list", "Lists Jobs: open ones first, then the last that ended");
-    list->add_option("--only", options->only, "Only Jobs of this state")->type_name("STATE");
+    list->add_option("--only", options->only, "Only Jobs of this state: CACHED, QUEUED, RUNNING, SUCCESS, FAILED, CANCELLED")->type_name("STATE");
     list->add_option("-n,--limit", options->limit, "At most so many [100]");
     list->add_flag("--json", options->json, "Print them as JSON");
     list->footer("example: ocrctl job list --only FAILED");

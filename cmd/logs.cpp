@@ -195,7 +195,7 @@ void add_logs(CLI::App& app, int& exit_code) {
     command->add_option("-n,--lines", options->lines, "Only the last lines of each [10 of each; all of one]")->type_name("N")->check(CLI::Range(0, 100000000));
     command->add_flag("-f,--follow", options->follow, "Go on printing what is added");
     command->add_flag("--list", options->list, "Only names and files");
-    command->footer("examples:\n  ocrctl logs -f\n  ocrctl logs here/ocrd-ocrctl-recognize/shard-0/rep-0 -n 100");
+    command->footer("examples:\n  ocrctl logs -f\n  ocrctl logs here/ocrd-ocrctl-recognize-1/shard-0/rep-0 -n 100");
     command->callback([options, &exit_code] { exit_code = logs(*options); });
 }
 

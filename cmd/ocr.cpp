@@ -11,7 +11,7 @@
 namespace ocrctl {
 
 void add_ocr(CLI::App& app, int& exit_code) {
-    auto* command = app.add_subcommand("ocr", "Reads page images and writes their text beside their names");
+    auto* command = app.add_subcommand("ocr", "Reads page images and writes their text into a folder");
     auto options = std::make_shared<OcrOptions>();
     command->add_option("images", options->images, "Page images: TIFF (each page of it), JPEG, PNG, JPEG 2000, WebP")->required()->type_name("IMAGE");
     command->add_option("-o,--output", options->out, "Folder for the results; made if it is not there")->required()->type_name("DIR");

@@ -94,7 +94,7 @@ int run_worker(Arguments const& arguments) {
 void add_worker(CLI::App& app, int& exit_code) {
     auto arguments = std::make_shared<Arguments>();
     auto* command = app.add_subcommand("worker", "Runs one Worker: takes Jobs from a queue and has an engine do them");
-    command->footer("An agent starts it as: ocrctl worker --slot ocr1/recognize/shard-0/rep-1\n"
+    command->footer("An agent starts it as: ocrctl worker --slot ocr1/ocrd-ocrctl-recognize-1/shard-0/rep-1\n"
                     "example by hand: ocrctl worker --processor ocrd-ocrctl-binarize --amqp-file url.txt --queue ocrctl.test.ocrd-ocrctl-binarize");
     command->add_option("--slot", arguments->slot, "The place it fills; its agent tells it what to do there");
     command->add_option("--processor", arguments->processor, "By hand: the Processor");
