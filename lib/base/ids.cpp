@@ -72,11 +72,12 @@ std::string new_ulid() {
         text[static_cast<std::size_t>(i)] = kAlphabet[ms & 31];
         ms >>= 5;
     }
-    text[10] = kAlphabet[(counter >> 7) & 31];
-    text[11] = kAlphabet[(counter >> 2) & 31];
-    std::array<unsigned char, 14> random;
+    text[10] = kAlphabet[(counter >> 10) & 31];
+    text[11] = kAlphabet[(counter >> 5) & 31];
+    text[12] = kAlphabet[counter & 31];
+    std::array<unsigned char, 13> random;
     fill_random(random.data(), random.size());
-    for (std::size_t i = 0; i < random.size(); ++i) text[12 + i] = kAlphabet[random[i] & 31];
+    for (std::size_t i = 0; i < random.size(); ++i) text[13 + i] = kAlphabet[random[i] & 31];
     return text;
 }
 

@@ -35,9 +35,13 @@ TEST(Ids, AreTimeOrderedAndDistinct) {
 }
 
 TEST(Ids, UlidsSortByTheirMaking) {
-    auto a = new_ulid(), b = new_ulid();
-    EXPECT_EQ(a.size(), 26u);
-    EXPECT_LT(a, b);
+    auto last = new_ulid();
+    for (int i = 0; i < 5000; ++i) {
+        auto next = new_ulid();
+        EXPECT_EQ(next.size(), 26u);
+        EXPECT_LT(last, next);
+        last = next;
+    }
 }
 
 TEST(Secret, NeverPrintsItsValue) { EXPECT_EQ(fmt::format("{}", Secret("hunter2")), "***"); }
