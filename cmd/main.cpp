@@ -16,54 +16,22 @@ using namespace ocrctl;
 
 constexpr int kUsage = 2, kBug = 70;
 
-void add_commands(CLI::App& app, [[maybe_unused]] int& exit_code) {
-    (void)app;
-#ifdef OCRCTL_HAS_DEPLOY
+void add_commands(CLI::App& app, int& exit_code) {
     ocrctl::add_deploy(app, exit_code);
-#endif
-#ifdef OCRCTL_HAS_KILL_ALL
     ocrctl::add_kill_all(app, exit_code);
-#endif
-#ifdef OCRCTL_HAS_OCR
     ocrctl::add_ocr(app, exit_code);
-#endif
-#ifdef OCRCTL_HAS_STATUS
     ocrctl::add_status(app, exit_code);
-#endif
-#ifdef OCRCTL_HAS_WAIT
     ocrctl::add_wait(app, exit_code);
-#endif
-#ifdef OCRCTL_HAS_LOGS
     ocrctl::add_logs(app, exit_code);
-#endif
-#ifdef OCRCTL_HAS_JOB
     ocrctl::add_job(app, exit_code);
-#endif
-#ifdef OCRCTL_HAS_WORKFLOW
     ocrctl::add_workflow(app, exit_code);
-#endif
-#ifdef OCRCTL_HAS_VALIDATE
     ocrctl::add_validate(app, exit_code);
-#endif
-#ifdef OCRCTL_HAS_PLAN
     ocrctl::add_plan(app, exit_code);
-#endif
-#ifdef OCRCTL_HAS_TRUST
     ocrctl::add_trust(app, exit_code);
-#endif
-#ifdef OCRCTL_HAS_SERVE
     ocrctl::add_serve(app, exit_code);
-#endif
-#ifdef OCRCTL_HAS_AGENT
     ocrctl::add_agent(app, exit_code);
-#endif
-#ifdef OCRCTL_HAS_HOST
     ocrctl::add_host(app, exit_code);
-#endif
-#ifdef OCRCTL_HAS_WORKER
     ocrctl::add_worker(app, exit_code);
-#endif
-#ifdef OCRCTL_HAS_PROCESSOR
     auto* processor = app.add_subcommand("processor", "Runs a built-in Processor as an OCR-D command-line Processor");
     processor->footer("example: ocrctl processor ocrd-ocrctl-binarize -m mets.xml -I OCR-D-IMG -O OCR-D-BIN");
     processor->prefix_command();
@@ -74,7 +42,6 @@ void add_commands(CLI::App& app, [[maybe_unused]] int& exit_code) {
         rest.erase(rest.begin());
         exit_code = ocrctl::run_processor(name.starts_with("ocrd-") ? name : "ocrd-" + name, rest);
     });
-#endif
 }
 
 /// The unknown command is told apart from other mistakes, as the first word is where newcomers slip.
@@ -92,7 +59,6 @@ int unknown_command(CLI::App const& app, std::string const& word) {
 int run(int argc, char** argv) {
     std::string const called = argc > 0 ? std::filesystem::path(argv[0]).filename().string() : "ocrctl";
     std::string const first = argc > 1 ? argv[1] : "";
-#ifdef OCRCTL_HAS_PROCESSOR
     if (called.starts_with("ocrd-ocrctl-")) return ocrctl::run_processor(called, std::vector<std::string>(argv + 1, argv + argc));
     // OCR-D's options are not ours: --help and --version are the Processor's own.
     if (first == "processor" && argc > 2 && argv[2][0] != '-') {
@@ -100,7 +66,6 @@ int run(int argc, char** argv) {
         if (!name.starts_with("ocrd-")) name = "ocrd-" + name;
         return ocrctl::run_processor(name, std::vector<std::string>(argv + 3, argv + argc));
     }
-#endif
     if (first == "--version" || first == "-V") {
         fmt::print("ocrctl {}\n", tools::version());
         return 0;

@@ -1,14 +1,11 @@
 // ocrctl serve --state STATE: the processing server of a deployment, started by its agent.
 #include "cmd/commands.hpp"
 
+#include "deployer/converge.hpp"
 #include "lib/async/on_thread.hpp"
 #include "lib/async/within.hpp"
 #include "lib/log/log.hpp"
 #include "processing_server/server.hpp"
-#if __has_include("deployer/converge.cpp")
-#include "deployer/converge.hpp"
-#define OCRCTL_SERVE_CONVERGES
-#endif
 
 #include <CLI/CLI.hpp>
 #include <boost/asio/signal_set.hpp>
@@ -21,7 +18,6 @@ namespace {
 
 constexpr std::chrono::seconds kSaveLimit{20}; // of an orderly stop
 
-#ifdef OCRCTL_SERVE_CONVERGES
 /// The Deployer behind the server's interface; its calls block, so they run on threads of their own.
 class DeployerConverger final : public server::Converger {
 public:
@@ -37,7 +33,6 @@ private:
     deployer::Converge converge_;
     asio::thread_pool pool_{4};
 };
-#endif
 
 awaitable<void> serve(server::ProcessingServer& server, asio::signal_set& signals, int& exit_code) {
     auto started = co_await server.start();
@@ -69,12 +64,8 @@ int run_server(std::string const& state) {
     int exit_code = 0;
     asio::io_context io(1); // all logic on one thread
     asio::signal_set signals(io, SIGTERM, SIGINT);
-#ifdef OCRCTL_SERVE_CONVERGES
     DeployerConverger converger(folder); // brings silent hosts back
     server::ProcessingServer server(io, std::move(*settings), &converger);
-#else
-    server::ProcessingServer server(io, std::move(*settings), nullptr);
-#endif
     std::exception_ptr thrown;
     asio::co_spawn(io, serve(server, signals, exit_code), [&](std::exception_ptr escaped) {
         thrown = escaped;
