@@ -115,16 +115,20 @@ Result<void> find_pages(OcrOptions const& options, OcrPlan& plan) {
         page.shown = text;
         std::error_code error;
         if (!fs::exists(path, error)) page.problem = error ? error.message() : "there is no such file";
-        auto frames = page.problem.empty() ? tiff_frames(path) : std::vector<TiffFrame>();
-        if (frames.size() <= 1) {
+        else if (!fs::is_regular_file(path, error)) page.problem = "it is not a regular file"; // opening a pipe would wait for ever
+        else if (!is_utf8(path.filename().native())) page.problem = "the name is not UTF-8: rename it";
+        auto const frames = page.problem.empty() ? tiff_frames(path) : TiffFrames();
+        bool const lost = frames.damaged && !frames.pages.empty(); // pages that were meant to follow
+        if (frames.pages.size() <= 1 && !lost) {
             page.base = base;
             page.id = xml_id(base);
             plan.pages.push_back(std::move(page));
             continue;
         }
-        for (std::size_t i = 0; i < frames.size(); ++i) {
+        for (std::size_t i = 0; i < frames.pages.size() + (lost ? 1 : 0); ++i) {
             auto one = page;
-            one.frame = frames[i];
+            if (i < frames.pages.size()) one.frame = frames.pages[i];
+            else one.problem = fmt::format("the file is truncated or damaged after page {}", i);
             one.frame_index = static_cast<int>(i);
             one.base = fmt::format("{}.{:04}", base, i + 1);
             one.id = xml_id(one.base);
@@ -170,6 +174,9 @@ std::vector<std::string> OcrPlan::models() const {
 
 Result<OcrPlan> plan_ocr(OcrOptions const& options) {
     OcrPlan plan;
+    if (options.out.empty()) return fail(ErrorKind::Usage, "-o needs the name of a folder");
+    if (std::error_code error; !is_utf8(fs::absolute(options.out, error).native()))
+        return fail(ErrorKind::Usage, "the name of the output folder is not UTF-8: use another");
     std::vector<std::string> of_workflow;
     if (!options.workflow.empty()) {
         if (!options.lang.empty()) return fail(ErrorKind::Usage, "--lang and --workflow exclude each other: the workflow's recognition step names its model (-P model deu)");

@@ -53,7 +53,7 @@ Result<OcrWork> decide(Ground const& ground, OcrPage const& page) {
     work.record.version = tools::version();
     struct stat info{};
     if (::stat(page.image.c_str(), &info) != 0) return fail(errno_error(errno, page.shown));
-    if (!S_ISREG(info.st_mode)) return fail(ErrorKind::Invalid, "it is no file");
+    if (!S_ISREG(info.st_mode)) return fail(ErrorKind::Invalid, "it is not a regular file");
     work.record.size = static_cast<std::uint64_t>(info.st_size);
     work.record.mtime = static_cast<std::int64_t>(info.st_mtim.tv_sec) * 1000000000 + info.st_mtim.tv_nsec;
 

@@ -30,8 +30,8 @@ constexpr std::uint64_t kMaxFrames = 100000;
 
 } // namespace
 
-std::vector<TiffFrame> tiff_frames(std::filesystem::path const& file) {
-    std::vector<TiffFrame> frames;
+TiffFrames tiff_frames(std::filesystem::path const& file) {
+    TiffFrames frames;
     Reader in(file);
     auto const order = in.number(2);
     if (order != 0x4949 && order != 0x4d4d) return frames;
@@ -44,6 +44,7 @@ std::vector<TiffFrame> tiff_frames(std::filesystem::path const& file) {
         in.number(2);
     }
     auto next = in.number(big ? 8 : 4);
+    frames.damaged = true; // unless the last directory says that it is the last
     std::set<std::uint64_t> seen; // a directory that points back to itself
     while (next != 0 && in.good() && seen.insert(next).second && seen.size() < kMaxFrames) {
         if (!in.seek(next)) break;
@@ -64,10 +65,12 @@ std::vector<TiffFrame> tiff_frames(std::filesystem::path const& file) {
             if (tag == 257) frame.height = static_cast<std::uint32_t>(value);
         }
         if (!in.good()) break;
-        if (page && frame.width > 0 && frame.height > 0) frames.push_back(frame);
+        if (page && (frame.width == 0 || frame.height == 0)) break; // the engine does not get past it either
+        if (page) frames.pages.push_back(frame);
         if (!in.seek(next + (big ? 8 : 2) + entries * (big ? 20 : 12))) break;
         next = in.number(big ? 8 : 4);
     }
+    if (next == 0 && in.good()) frames.damaged = false;
     return frames;
 }
 

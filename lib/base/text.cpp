@@ -27,6 +27,24 @@ std::string join(std::vector<std::string> const& pieces, std::string_view separa
     return fmt::format("{}", fmt::join(pieces, separator));
 }
 
+bool is_utf8(std::string_view text) noexcept {
+    for (std::size_t i = 0; i < text.size();) {
+        auto const first = static_cast<unsigned char>(text[i++]);
+        if (first < 0x80) continue;
+        int const more = first >= 0xf0 ? 3 : first >= 0xe0 ? 2 : 1;
+        if (first < 0xc2 || first > 0xf4 || text.size() - i < static_cast<std::size_t>(more)) return false;
+        unsigned value = first & (0x3fu >> more);
+        for (int k = 0; k < more; ++k) {
+            auto const next = static_cast<unsigned char>(text[i++]);
+            if ((next & 0xc0) != 0x80) return false;
+            value = value << 6 | (next & 0x3f);
+        }
+        if (more == 2 && (value < 0x800 || (value >= 0xd800 && value < 0xe000))) return false;
+        if (more == 3 && (value < 0x10000 || value > 0x10ffff)) return false;
+    }
+    return true;
+}
+
 std::size_t edit_distance(std::string_view a, std::string_view b) {
     std::vector<std::vector<std::size_t>> d(a.size() + 1, std::vector<std::size_t>(b.size() + 1));
     for (std::size_t i = 0; i <= a.size(); ++i) d[i][0] = i;

@@ -12,6 +12,9 @@ std::string_view trim(std::string_view text) noexcept;
 std::vector<std::string> split(std::string_view text, char separator);
 std::string join(std::vector<std::string> const& pieces, std::string_view separator);
 
+/// No overlong forms, no surrogates, nothing past U+10FFFF.
+bool is_utf8(std::string_view text) noexcept;
+
 /// Changes needed to turn one into the other: insert, delete, replace, swap of neighbours.
 std::size_t edit_distance(std::string_view a, std::string_view b);
 /// The candidate a misspelt word was probably meant to be, or "" if none is near enough.

@@ -46,6 +46,12 @@ TEST(Ids, UlidsSortByTheirMaking) {
 
 TEST(Secret, NeverPrintsItsValue) { EXPECT_EQ(fmt::format("{}", Secret("hunter2")), "***"); }
 
+TEST(Text, KnowsUtf8) {
+    for (auto const* good : {"", "a", "\xc3\xa4", "\xe2\x82\xac", "\xf0\x9f\x98\x80", "\xf4\x8f\xbf\xbf", "\xed\x9f\xbf"}) EXPECT_TRUE(is_utf8(good)) << good;
+    for (auto const* bad : {"\xe4", "a\xff", "\x80", "\xc3", "\xc0\x80", "\xe0\x80\x80", "\xed\xa0\x80", "\xf0\x80\x80\x80", "\xf4\x90\x80\x80", "\xe2\x82"})
+        EXPECT_FALSE(is_utf8(bad)) << bad;
+}
+
 TEST(Text, SuggestsTheNearestWordAndNothingFarAway) {
     EXPECT_EQ(closest("adress", {"address", "port", "username"}), "address");
     EXPECT_EQ(closest("completely", {"address", "port"}), "");

@@ -113,6 +113,42 @@ TEST_F(OcrPlanTest, AMissingImageIsAProblemOfThatPageOnly) {
     EXPECT_EQ(plan->pages[1].problem, "");
 }
 
+TEST_F(OcrPlanTest, WhatCannotBeOpenedSafelyIsAProblemOfThatPageOnly) {
+    auto const pipe = (folder / "pipe.png").native();
+    ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+    auto plan = plan_ocr(options({pipe, file("a.png", "x"), file("m\xfcller.png", "y"), "/dev/zero"}));
+    ASSERT_TRUE(plan) << plan.error().message();
+    EXPECT_EQ(plan->pages[0].problem, "it is not a regular file");
+    EXPECT_EQ(plan->pages[1].problem, "");
+    EXPECT_EQ(plan->pages[2].problem, "the name is not UTF-8: rename it");
+    EXPECT_EQ(plan->pages[3].problem, "it is not a regular file");
+}
+
+TEST_F(OcrPlanTest, PagesThatATiffHasLostAreAFailingPage) {
+    // One directory of a width and a height, whose successor lies past the end of the file.
+    using namespace std::string_view_literals;
+    auto const cut = file("cut.tif", "II*\0\x08\0\0\0"
+                                     "\x02\0"
+                                     "\x00\x01\x03\0\x01\0\0\0\x0a\0\0\0"
+                                     "\x01\x01\x03\0\x01\0\0\0\x14\0\0\0"
+                                     "\x00\x10\0\0"sv);
+    auto plan = plan_ocr(options({cut}));
+    ASSERT_TRUE(plan) << plan.error().message();
+    ASSERT_EQ(plan->pages.size(), 2u);
+    EXPECT_EQ(plan->pages[0].base, "cut.0001");
+    EXPECT_EQ(plan->pages[0].problem, "");
+    EXPECT_EQ(plan->pages[1].shown, cut + " page 2");
+    EXPECT_EQ(plan->pages[1].problem, "the file is truncated or damaged after page 1");
+}
+
+TEST_F(OcrPlanTest, TheOutputFolderNeedsAName) {
+    auto o = options({file("a.png", "x")});
+    o.out = "";
+    EXPECT_EQ(refusal(o), "-o needs the name of a folder");
+    o.out = folder / "\xe4";
+    EXPECT_EQ(refusal(o), "the name of the output folder is not UTF-8: use another");
+}
+
 TEST_F(OcrPlanTest, AWorkflowsStepsAreRunAndItsExportsNameTheFormats) {
     auto o = options({file("a.png", "x")});
     o.workflow = file("w.txt", "ocrctl-binarize -I IMG -O BIN\nocrctl-recognize -I BIN -O OCR -P model deu\n"

@@ -52,21 +52,42 @@ TEST_F(TiffFramesTest, CountsPagesInEveryByteOrderAndSize) {
     for (bool big_endian : {false, true})
         for (bool big : {false, true}) {
             auto frames = tiff_frames(file("t.tif", tiff({{10, 20, 2}, {1, 2, 1}, {30, 40, 2}, {30, 40, 4}}, big_endian, big)));
-            ASSERT_EQ(frames.size(), 2u) << big_endian << big;
-            EXPECT_EQ(frames[0].width, 10u);
-            EXPECT_EQ(frames[1].height, 40u);
+            ASSERT_EQ(frames.pages.size(), 2u) << big_endian << big;
+            EXPECT_FALSE(frames.damaged);
+            EXPECT_EQ(frames.pages[0].width, 10u);
+            EXPECT_EQ(frames.pages[1].height, 40u);
         }
 }
 
 TEST_F(TiffFramesTest, IsNotFooledByOtherFilesAndDamage) {
-    EXPECT_TRUE(tiff_frames(file("a", "")).empty());
-    EXPECT_TRUE(tiff_frames(file("a", "II")).empty());
-    EXPECT_TRUE(tiff_frames(file("a", "\x89PNG\r\n\x1a\n")).empty());
-    EXPECT_TRUE(tiff_frames(folder / "none").empty());
+    EXPECT_TRUE(tiff_frames(file("a", "")).pages.empty());
+    EXPECT_TRUE(tiff_frames(file("a", "II")).pages.empty());
+    EXPECT_TRUE(tiff_frames(file("a", "\x89PNG\r\n\x1a\n")).pages.empty());
+    EXPECT_TRUE(tiff_frames(folder / "none").pages.empty());
     auto whole = tiff({{10, 20, 0}, {30, 40, 0}}, false, false);
-    for (std::size_t cut = 0; cut + 4 < whole.size(); ++cut) EXPECT_LE(tiff_frames(file("a", whole.substr(0, cut))).size(), 1u) << cut;
+    for (std::size_t cut = 0; cut + 4 < whole.size(); ++cut) EXPECT_LE(tiff_frames(file("a", whole.substr(0, cut))).pages.size(), 1u) << cut;
     // A directory that is its own successor.
     auto circle = tiff({{10, 20, 0}}, false, false);
     circle[circle.size() - 4] = 8;
-    EXPECT_EQ(tiff_frames(file("a", circle)).size(), 1u);
+    EXPECT_EQ(tiff_frames(file("a", circle)).pages.size(), 1u);
+    EXPECT_TRUE(tiff_frames(file("a", circle)).damaged);
+}
+
+TEST_F(TiffFramesTest, SaysThatPagesMayBeMissing) {
+    for (bool big_endian : {false, true})
+        for (bool big : {false, true}) {
+            auto const whole = tiff({{10, 20, 0}, {30, 40, 0}, {50, 60, 0}}, big_endian, big);
+            auto const head = std::size_t{big ? 16u : 8u}, size = (whole.size() - head) / 3;
+            for (std::size_t cut = head; cut < whole.size(); cut += 3) {
+                auto const frames = tiff_frames(file("a", whole.substr(0, cut)));
+                EXPECT_TRUE(frames.damaged) << cut;
+                EXPECT_EQ(frames.pages.size(), (cut - head) / size + ((cut - head) % size >= size - (big ? 12u : 4u) ? 1u : 0u)) << cut;
+            }
+            EXPECT_FALSE(tiff_frames(file("a", whole)).damaged);
+        }
+    // A page without a size.
+    auto const frames = tiff_frames(file("a", tiff({{10, 20, 0}, {0, 40, 0}, {50, 60, 0}}, false, false)));
+    EXPECT_EQ(frames.pages.size(), 1u);
+    EXPECT_TRUE(frames.damaged);
+    EXPECT_FALSE(tiff_frames(file("a", "no TIFF at all")).damaged);
 }
