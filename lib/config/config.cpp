@@ -493,14 +493,26 @@ Loaded load_text(std::string_view yaml, std::filesystem::path const& file) {
 }
 
 Loaded load(std::filesystem::path const& file) {
+    constexpr std::uintmax_t kMost = 16u << 20;
+    std::error_code error;
+    auto const kind = std::filesystem::status(file, error).type();
+    auto refused = [&](std::string why) {
+        Loaded loaded;
+        loaded.problems.push_back({file.string(), 0, 0, "", std::move(why)});
+        return loaded;
+    };
+    // Opening a pipe would wait for ever, a device may never end.
+    using std::filesystem::file_type;
+    if (kind != file_type::regular && kind != file_type::directory && kind != file_type::not_found && kind != file_type::none && kind != file_type::unknown)
+        return refused("is not a regular file");
+    if (kind == file_type::regular && std::filesystem::file_size(file, error) > kMost && !error)
+        return refused(fmt::format("is larger than {} MiB: that is no configuration", kMost >> 20));
     auto text = read_file(file);
     if (!text) {
-        Loaded loaded;
         auto message = text.error().message();
         auto action = fmt::format("read {}: ", file.string()); // the file's name is in front already
         if (message.starts_with(action)) message.erase(0, action.size());
-        loaded.problems.push_back({file.string(), 0, 0, "", "cannot be read: " + message});
-        return loaded;
+        return refused("cannot be read: " + message);
     }
     return load_text(*text, file);
 }

@@ -1,7 +1,11 @@
 #include "lib/config/config.hpp"
 
+#include "lib/base/files.hpp"
+#include "lib/base/ids.hpp"
+
 #include <fstream>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 namespace ocrctl::config {
 namespace {
@@ -208,6 +212,24 @@ TEST(Config, SaysWhereBrokenYamlBreaks) {
     EXPECT_EQ(problems("name: a\nlisten: {port: 1\nauth: none\n"), "config.yml:3:5: is not YAML: end of map flow not found\n");
     EXPECT_EQ(problems("name: a\n\tlisten: 1\n").substr(0, 28), "config.yml:2:1: is not YAML:");
     EXPECT_EQ(problems("a: *nowhere\n").substr(0, 28), "config.yml:1:4: is not YAML:");
+}
+
+TEST(Config, ReadsRegularFilesOfSensibleSizeOnly) {
+    auto only = [](std::filesystem::path const& file) {
+        auto loaded = load(file);
+        return loaded.problems.size() == 1 ? loaded.problems[0].text() : fmt::format("{} problems", loaded.problems.size());
+    };
+    EXPECT_EQ(only("/dev/zero"), "/dev/zero: is not a regular file");
+    EXPECT_EQ(only("/no/such/file"), "/no/such/file: cannot be read: No such file or directory");
+    auto const folder = std::filesystem::temp_directory_path() / ("ocrctl-test-" + random_hex(6));
+    ASSERT_TRUE(make_folder(folder));
+    auto const pipe = folder / "pipe.yml", large = folder / "large.yml";
+    ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+    EXPECT_EQ(only(pipe), pipe.native() + ": is not a regular file");
+    ASSERT_TRUE(write_file_atomically(large, "name: a\n"));
+    std::filesystem::resize_file(large, (16u << 20) + 1);
+    EXPECT_EQ(only(large), large.native() + ": is larger than 16 MiB: that is no configuration");
+    remove_tree(folder);
 }
 
 TEST(Config, CountsColumnsInCharacters) {
