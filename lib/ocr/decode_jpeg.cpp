@@ -50,6 +50,11 @@ bool start(Decoding& d, std::string_view bytes) {
     jpeg_mem_src(&d.decoder, reinterpret_cast<unsigned char const*>(bytes.data()), bytes.size());
     jpeg_save_markers(&d.decoder, JPEG_APP0 + 1, 0xffff);
     jpeg_read_header(&d.decoder, TRUE);
+    return true;
+}
+
+bool set_up(Decoding& d) {
+    if (setjmp(d.error.escape)) return false;
     switch (d.decoder.jpeg_color_space) {
     case JCS_GRAYSCALE:
         d.decoder.out_color_space = JCS_GRAYSCALE;
@@ -102,6 +107,8 @@ Result<Image> decode_jpeg(std::string_view bytes, bool header_only) {
 
     Image image;
     if (!start(d, bytes)) return fail(ErrorKind::Invalid, "is truncated or damaged: {}", d.error.text);
+    if (auto fits = check_size(d.decoder.image_width, d.decoder.image_height); !fits) return fail(fits.error());
+    if (!set_up(d)) return fail(ErrorKind::Invalid, "is truncated or damaged: {}", d.error.text);
     image.width = static_cast<int>(d.decoder.output_width);
     image.height = static_cast<int>(d.decoder.output_height);
     if (d.decoder.saw_JFIF_marker) {

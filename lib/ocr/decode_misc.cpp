@@ -165,6 +165,8 @@ Result<Image> decode_jpeg2000(std::string_view bytes, bool header_only) {
     if (!header || !picture) return damaged();
     Image image;
     if (!raw) image.dpi = jp2_resolution(bytes);
+    if (picture->x1 <= picture->x0 || picture->y1 <= picture->y0) return damaged();
+    if (auto fits = check_size(picture->x1 - picture->x0, picture->y1 - picture->y0); !fits) return fail(fits.error());
     int width = static_cast<int>(picture->x1 - picture->x0), height = static_cast<int>(picture->y1 - picture->y0);
     image.width = width;
     image.height = height;
@@ -280,6 +282,10 @@ Result<Image> decode_other(std::filesystem::path const& file) {
         void operator()(Pix* pix) const noexcept { pixDestroy(&pix); }
     };
     setMsgSeverity(L_SEVERITY_NONE);
+    l_int32 columns = 0, rows = 0;
+    if (pixReadHeader(file.c_str(), nullptr, &columns, &rows, nullptr, nullptr, nullptr) == 0 && columns > 0 && rows > 0)
+        if (auto fits = check_size(static_cast<std::uint64_t>(columns), static_cast<std::uint64_t>(rows)); !fits)
+            return fail(fits.error());
     std::unique_ptr<Pix, PixFree> pix(pixRead(file.c_str()));
     if (!pix) return fail(ErrorKind::Invalid, "is truncated or damaged");
     Image image;

@@ -35,8 +35,15 @@ void take(png_structp png, png_bytep to, png_size_t size) {
 bool start(Decoding& d) {
     if (setjmp(png_jmpbuf(d.png))) return false;
     png_set_read_fn(d.png, &d, take);
-    png_set_user_limits(d.png, 200000, 200000);
+    png_set_user_limits(d.png, 0x7fffffff, 0x7fffffff); // check_size says it better
     png_read_info(d.png, d.info);
+    d.width = static_cast<int>(png_get_image_width(d.png, d.info));
+    d.height = static_cast<int>(png_get_image_height(d.png, d.info));
+    return true;
+}
+
+bool set_up(Decoding& d) {
+    if (setjmp(png_jmpbuf(d.png))) return false;
     auto depth = png_get_bit_depth(d.png, d.info);
     auto colour = png_get_color_type(d.png, d.info);
     bool transparent = png_get_valid(d.png, d.info, PNG_INFO_tRNS) || (colour & PNG_COLOR_MASK_ALPHA);
@@ -47,8 +54,6 @@ bool start(Decoding& d) {
     if (png_get_valid(d.png, d.info, PNG_INFO_tRNS)) png_set_tRNS_to_alpha(d.png);
     png_set_interlace_handling(d.png);
     png_read_update_info(d.png, d.info);
-    d.width = static_cast<int>(png_get_image_width(d.png, d.info));
-    d.height = static_cast<int>(png_get_image_height(d.png, d.info));
     d.channels = png_get_channels(d.png, d.info);
     return true;
 }
@@ -87,6 +92,9 @@ Result<Image> decode_png(std::string_view bytes, bool header_only) {
     } end{d};
     if (!d.info) return fail(ErrorKind::TooLarge, "not enough memory to decode it");
     if (!start(d)) return fail(ErrorKind::Invalid, "is truncated or damaged: {}", d.text);
+    if (auto fits = check_size(static_cast<std::uint64_t>(d.width), static_cast<std::uint64_t>(d.height)); !fits)
+        return fail(fits.error());
+    if (!set_up(d)) return fail(ErrorKind::Invalid, "is truncated or damaged: {}", d.text);
 
     Image image;
     image.width = d.width;

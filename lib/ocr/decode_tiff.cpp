@@ -181,8 +181,7 @@ Result<Image> decode_tiff(std::filesystem::path const& file, int frame, bool hea
     if (pages.size() > 1 && frame == 0)
         image.warnings.push_back(fmt::format("holds {} pages, the first one is used", pages.size()));
     auto l = layout_of(tiff);
-    if (l.width == 0 || l.height == 0 || l.width > 200000 || l.height > 200000)
-        return fail(ErrorKind::Invalid, "has an impossible size of {} x {} pixels", l.width, l.height);
+    if (auto fits = check_size(l.width, l.height); !fits) return fail(fits.error());
     bool rgb = l.samples == 3 && l.photometric == PHOTOMETRIC_RGB;
     bool plain = !l.tiled && l.format == SAMPLEFORMAT_UINT &&
                  ((is_gray(l) && (l.bits == 1 || l.bits == 8 || l.bits == 16)) ||

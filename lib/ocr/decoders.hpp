@@ -5,6 +5,8 @@
 
 #include "lib/ocr/image.hpp"
 
+#include <cstdint>
+
 namespace ocrctl::ocr {
 
 Result<Image> decode_tiff(std::filesystem::path const& file, int frame, bool header_only);
@@ -15,6 +17,9 @@ Result<Image> decode_jpeg2000(std::string_view bytes, bool header_only);
 Result<Image> decode_webp(std::string_view bytes, bool header_only);
 /// BMP, GIF, PNM: through leptonica.
 Result<Image> decode_other(std::filesystem::path const& file);
+
+/// Before memory is taken for the pixels. Invalid: no pixels at all; TooLarge: more than any page has.
+Result<void> check_size(std::uint64_t width, std::uint64_t height);
 
 /// Resolution and orientation of an EXIF block (TIFF structure, without the "Exif\0\0" in front); what it does not say
 /// stays as it is. Never fails: a damaged block says nothing.

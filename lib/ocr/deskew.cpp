@@ -61,8 +61,8 @@ double skew_of(cv::Mat const& gray, double dpi, double max_angle) {
     // About 100 dpi is enough: a line is then still a dozen rows high.
     double scale = std::clamp(100.0 / std::max(dpi, 70.0), 0.1, 1.0);
     cv::Mat small, ink;
+    if (gray.cols * scale < 32 || gray.rows * scale < 32) return 0; // resize refuses to make nothing of it
     cv::resize(gray, small, cv::Size(), scale, scale, cv::INTER_AREA);
-    if (small.cols < 32 || small.rows < 32) return 0;
     // Uneven light: measured against the neighbourhood, not against the page.
     cv::Mat smooth;
     cv::blur(small, smooth, cv::Size(31, 31));

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <opencv2/imgproc.hpp>
 #include <png.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 namespace ocrctl::ocr {
@@ -33,8 +34,11 @@ struct Head {
 };
 
 Result<Head> head_of(std::filesystem::path const& file) {
-    Fd fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
+    Fd fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)); // a pipe would wait for a writer
     if (!fd) return fail(errno_error(errno, fmt::format("open image {}", file.string())));
+    struct stat info{};
+    if (::fstat(fd.get(), &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode))
+        return fail(ErrorKind::Invalid, "image {} is not a regular file", file.filename().string());
     std::array<char, kHeadBytes> bytes{};
     auto got = ::read(fd.get(), bytes.data(), bytes.size());
     if (got < 0) return fail(errno_error(errno, fmt::format("read image {}", file.string())));
@@ -63,6 +67,18 @@ ImageKind kind_of(std::string_view head) noexcept {
         std::isspace(static_cast<unsigned char>(head[2])))
         return ImageKind::Other;
     return ImageKind::Unknown;
+}
+
+Result<void> check_size(std::uint64_t width, std::uint64_t height) {
+    constexpr std::uint64_t kLongest = 200000;
+    if (width == 0 || height == 0)
+        return fail(ErrorKind::Invalid, "has an impossible size of {} x {} pixels", width, height);
+    // Whatever has that many pixels is beyond Tesseract as well.
+    static_assert(kMostPixels > std::uint64_t{kTesseractSide} * kTesseractSide);
+    if (width > kLongest || height > kLongest || width * height > kMostPixels)
+        return fail(ErrorKind::TooLarge, "{} x {} pixels are more than Tesseract can read ({} a side)", width, height,
+                    kTesseractSide);
+    return {};
 }
 
 std::string_view name_of(ImageKind kind) noexcept {

@@ -4,6 +4,7 @@
 
 #include "lib/base/error.hpp"
 
+#include <cstdint>
 #include <filesystem>
 #include <opencv2/core.hpp>
 #include <string>
@@ -18,6 +19,9 @@ enum class ImageKind { Unknown, Tiff, Jpeg, Png, Jpeg2000, Webp, Other };
 ImageKind kind_of(std::string_view head) noexcept;
 std::string_view name_of(ImageKind kind) noexcept; // "a TIFF image"
 
+inline constexpr int kTesseractSide = 32767;                   // pixels: Tesseract counts with 16 bits
+inline constexpr std::uint64_t kMostPixels = 1'200'000'000; // of an image that is decoded at all
+
 struct Image {
     cv::Mat pixels; // 8 bit: one channel (gray) or three (RGB, in this order); empty after probe_image
     int width = 0, height = 0;
@@ -29,7 +33,7 @@ struct Image {
 
 /// Reads frame `frame` (from 0) of a TIFF, or the whole of any other image. `mimetype` is what the caller was told the
 /// file is; another kind of image is Invalid, unless it is empty. NotFound, Denied, Invalid (empty, truncated, damaged,
-/// no image at all, no such frame), TooLarge (no memory for it).
+/// no image at all, no such frame), TooLarge (more than kMostPixels, no memory for it).
 Result<Image> read_image(std::filesystem::path const& file, int frame = 0, std::string_view mimetype = {});
 
 /// The same without the pixels, by the file's header alone: says nothing about damage further on.

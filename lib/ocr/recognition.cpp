@@ -1,5 +1,7 @@
 #include "lib/ocr/recognition.hpp"
 
+#include "lib/ocr/image.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -106,6 +108,12 @@ void set_image(tesseract::TessBaseAPI& api, cv::Mat const& pixels, double dpi) {
     if (dpi > 0) api.SetSourceResolution(static_cast<int>(std::lround(std::clamp(dpi, 70.0, 2400.0))));
 }
 
+Result<void> check_readable(cv::Mat const& pixels) {
+    if (pixels.cols <= kTesseractSide && pixels.rows <= kTesseractSide) return {};
+    return fail(ErrorKind::TooLarge, "{} x {} pixels are more than Tesseract can read ({} a side)", pixels.cols,
+                pixels.rows, kTesseractSide);
+}
+
 // Frees what Tesseract holds of a page, whatever happens.
 struct ClearAfter {
     tesseract::TessBaseAPI& api;
@@ -114,6 +122,7 @@ struct ClearAfter {
 
 Result<std::vector<FoundBlock>> recognized(tesseract::TessBaseAPI& api, cv::Mat const& pixels, double dpi,
                                            tesseract::PageSegMode mode, bool glyphs, double* estimated = nullptr) {
+    if (auto readable = check_readable(pixels); !readable) return fail(readable.error());
     ClearAfter clear{api};
     api.SetPageSegMode(mode);
     set_image(api, pixels, dpi);
@@ -397,6 +406,7 @@ Result<void> preload(ModelCache& models, RecognitionSettings const& settings) {
 Result<void> segment(Page& page, View const& view, ModelCache& models, RecognitionSettings const& settings) {
     auto api = models.layout(variables_of(settings));
     if (!api) return std::unexpected(api.error());
+    if (auto readable = check_readable(view.pixels); !readable) return readable;
     Writer writer(page, view, settings);
     writer.with_padding_ = true;
     if (settings.overwrite_segments) page.clear_regions();

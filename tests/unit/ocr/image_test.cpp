@@ -175,6 +175,42 @@ TEST_F(ImageTest, ReadsANewspaperPageOfTwentyThousandPixels) {
     EXPECT_EQ(cv::norm(image->pixels, large, cv::NORM_INF), 0);
 }
 
+TEST_F(ImageTest, RefusesAbsurdSizesByTheHeader) {
+    // The headers alone: nothing is to be decoded.
+    auto number = [](unsigned value) {
+        std::string bytes;
+        for (int shift = 24; shift >= 0; shift -= 8) bytes += static_cast<char>(value >> shift & 0xff);
+        return bytes;
+    };
+    auto png = [&](unsigned width, unsigned height) {
+        using namespace std::string_literals;
+        auto chunk = "IHDR" + number(width) + number(height) + "\x08\x02\0\0\0"s;
+        auto crc = ~0u;
+        for (unsigned char byte : chunk) {
+            crc ^= byte;
+            for (int i = 0; i < 8; ++i) crc = crc >> 1 ^ (crc & 1 ? 0xedb88320u : 0);
+        }
+        return "\x89PNG\r\n\x1a\n" + number(13) + chunk + number(~crc) + number(0) + "IDAT\x35\xaf\x06\x1e";
+    };
+    spill(path("a.png"), png(40000, 40000));
+    EXPECT_EQ(why_not("a.png"), "image a.png: 40000 x 40000 pixels are more than Tesseract can read (32767 a side)");
+    EXPECT_FALSE(probe_image(path("a.png")));
+    spill(path("b.png"), png(1, 0x7fffffff));
+    EXPECT_NE(why_not("b.png").find("1 x 2147483647 pixels are more than"), std::string::npos) << why_not("b.png");
+    spill(path("c.png"), png(30000, 39000));
+    EXPECT_TRUE(probe_image(path("c.png")));
+    spill(path("d.pgm"), "P5\n50000 50000\n255\n");
+    EXPECT_NE(why_not("d.pgm").find("50000 x 50000 pixels are more than"), std::string::npos) << why_not("d.pgm");
+
+    make_jpeg(path("whole.jpg"), rgb_);
+    auto jpeg = slurp(path("whole.jpg"));
+    auto frame = jpeg.find("\xff\xc0");
+    ASSERT_NE(frame, std::string::npos);
+    jpeg.replace(frame + 5, 4, "\xea\x60\xea\x60");
+    spill(path("e.jpg"), jpeg);
+    EXPECT_EQ(why_not("e.jpg"), "image e.jpg: 60000 x 60000 pixels are more than Tesseract can read (32767 a side)");
+}
+
 TEST(Binarize, ColumnSumsGiveWhatTheFormulaSays) {
     std::mt19937 random(7);
     cv::Mat gray(61, 83, CV_8UC1);
@@ -213,6 +249,8 @@ TEST(Deskew, FindsTheAngleOfTurnedLines) {
         EXPECT_NEAR(skew_of(turned, 300, 5), angle, 0.08);
     }
     EXPECT_EQ(skew_of(cv::Mat(1600, 1200, CV_8UC1, cv::Scalar(255)), 300, 5), 0);
+    for (auto size : {cv::Size(1, 1), cv::Size(1, 3000), cv::Size(3000, 1)})
+        EXPECT_EQ(skew_of(cv::Mat(size, CV_8UC1, cv::Scalar(0)), 300, 5), 0) << size;
 }
 
 } // namespace
