@@ -6,6 +6,7 @@
 #include "lib/base/files.hpp"
 #include "lib/base/text.hpp"
 #include "lib/log/log.hpp"
+#include "lib/mets/mets.hpp"
 #include "lib/parameters/parameters.hpp"
 #include "lib/tools/catalogue.hpp"
 
@@ -316,6 +317,7 @@ Result<WorkspaceRun> describe(Json const& tool, Options const& options) {
     run.output_groups = split(*options.output_groups, ',');
     if (auto fits = check_cardinality(tool, "input_file_grp_cardinality", run.input_groups, "input"); !fits) return std::unexpected(fits.error());
     if (auto fits = check_cardinality(tool, "output_file_grp_cardinality", run.output_groups, "output"); !fits) return std::unexpected(fits.error());
+    if (auto fits = mets::check_output_groups(run.output_groups); !fits) return std::unexpected(fits.error());
     for (auto const& group : run.output_groups)
         if (std::find(run.input_groups.begin(), run.input_groups.end(), group) != run.input_groups.end())
             return fail(ErrorKind::Invalid, "group {} cannot be input and output at once", group);

@@ -4,6 +4,7 @@
 #include "lib/base/files.hpp"
 #include "lib/base/text.hpp"
 #include "lib/log/fields.hpp"
+#include "lib/mets/mets.hpp"
 #include "lib/parameters/parameters.hpp"
 #include "lib/tools/catalogue.hpp"
 
@@ -157,6 +158,16 @@ std::unexpected<Refusal> refuse_workspace(Error const& error) {
     return refuse(error);
 }
 
+// A workflow that can be stored and run: parsed, and no task writes outside the workspace.
+Result<std::vector<WorkflowTask>> checked_workflow(std::string const& content) {
+    auto tasks = parse_workflow(content);
+    if (!tasks) return tasks;
+    for (auto const& task : *tasks)
+        if (auto fits = mets::check_output_groups(task.output_groups); !fits)
+            return fail(ErrorKind::Invalid, "line {} of the workflow: {}", task.line, fits.error().message());
+    return tasks;
+}
+
 } // namespace
 
 Json Refusal::body() const {
@@ -303,6 +314,7 @@ awaitable<Answer<Job>> JobService::submit(std::string processor, Json body) {
     if (auto refusal = check_parameters(processor, job.parameters)) co_return std::unexpected(std::move(*refusal));
     if (workspace_id) co_return refuse(404, fmt::format("no workspace has the id {}", *workspace_id));
     if (!outputs || outputs->empty()) co_return refuse(422, "output_file_grps: at least one output group is needed");
+    if (auto fits = mets::check_output_groups(*outputs); !fits) co_return refuse(422, "output_file_grps: " + fits.error().message());
     if (inputs->empty()) co_return refuse(422, "input_file_grps: at least one input group is needed");
     if (!good_callback(job.callback_url)) co_return refuse(422, fmt::format("callback_url {} is no http:// address", job.callback_url));
     for (auto const& output : *outputs)
@@ -431,7 +443,7 @@ awaitable<Answer<Workflow>> JobService::run(WorkflowRequest request) {
         content = std::move((*stored)->content);
     }
     if (trim(content).empty()) co_return refuse(422, "neither a workflow script nor the id of one was given");
-    auto parsed = parse_workflow(content);
+    auto parsed = checked_workflow(content);
     if (!parsed) co_return refuse(422, parsed.error().message());
     auto const& tasks = *parsed;
     auto const needs = dependencies(tasks);
@@ -581,7 +593,7 @@ awaitable<Answer<Json>> JobService::workflow_status(WorkflowId id) {
 
 awaitable<Answer<std::string>> JobService::add_script(std::string content) {
     if (trim(content).empty()) co_return refuse(422, "the workflow script is empty");
-    if (auto parsed = parse_workflow(content); !parsed) co_return refuse(422, parsed.error().message());
+    if (auto parsed = checked_workflow(content); !parsed) co_return refuse(422, parsed.error().message());
     WorkflowScript script{new_uuid(), content, md5_hex(content)};
     auto id = script.id;
     store::Batch batch;
@@ -595,7 +607,7 @@ awaitable<Answer<std::string>> JobService::replace_script(std::string id, std::s
     if (!found) co_return refuse(found.error());
     if (!*found) co_return refuse(404, fmt::format("there is no workflow {}", id));
     if (trim(content).empty()) co_return refuse(422, "the workflow script is empty");
-    if (auto parsed = parse_workflow(content); !parsed) co_return refuse(422, parsed.error().message());
+    if (auto parsed = checked_workflow(content); !parsed) co_return refuse(422, parsed.error().message());
     store::Batch batch;
     batch.put(WorkflowScript{id, content, md5_hex(content)});
     if (auto written = co_await store_.write(std::move(batch)); !written) co_return refuse(written.error());

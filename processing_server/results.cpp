@@ -54,6 +54,7 @@ void remove_staging(std::filesystem::path const& workspace, std::string const& s
     remove_tree(workspace / path);
     std::error_code ignored;
     std::filesystem::remove((workspace / path).parent_path(), ignored); // the Job's folder, if it is empty now
+    std::filesystem::remove(workspace / ".ocrctl", ignored);
 }
 
 bool is_conflict(Error const& error) { return error.kind() == ErrorKind::Conflict || error.kind() == ErrorKind::Invalid; }
@@ -283,6 +284,15 @@ awaitable<bool> Results::apply_some(Keeper& keeper) {
     auto work = [items, folder](mets::Mets& mets) -> Result<Outcomes> {
         Outcomes outcomes;
         for (auto const& item : *items) {
+            // First what the METS says: a result that it refuses leaves no file in the workspace.
+            auto fits = mets::check_run(mets, item.files);
+            for (auto const& file : item.files.files)
+                if (fits && folder / std::filesystem::path(file.path).lexically_normal() == mets.file())
+                    fits = fail(ErrorKind::Invalid, "the output file {} would replace the METS", file.path);
+            if (!fits) {
+                outcomes.push_back(std::unexpected(fits.error()));
+                continue;
+            }
             if (auto moved = move_into_place(folder, item.staging, item.files.files); !moved) {
                 outcomes.push_back(std::unexpected(moved.error()));
                 continue;
@@ -365,6 +375,7 @@ awaitable<bool> Results::save(Keeper& keeper) {
                 saved.given_up = true;
                 return saved;
             }
+            workspace->restore(mets);
             for (std::size_t i = 0; i < items->size(); ++i) {
                 if (saved.conflicts.contains(i)) continue;
                 auto applied = mets::apply(mets, (*items)[i].files);
@@ -376,6 +387,15 @@ awaitable<bool> Results::save(Keeper& keeper) {
         std::error_code ignored;
         for (auto const& item : *items)
             for (auto const& path : item.obsolete) std::filesystem::remove(folder / path, ignored);
+        for (std::size_t i = 0; i < items->size(); ++i) {
+            auto& files = (*items)[i].files;
+            if (!saved.conflicts.contains(i)) {
+                workspace->remember(std::move(files));
+                continue;
+            }
+            for (auto const& file : files.files) // refused after all: they are in place already
+                if (!mets.names_path(file.path)) std::filesystem::remove(folder / file.path, ignored);
+        }
         return saved;
     };
     auto began = steady_clock::now();

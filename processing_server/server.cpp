@@ -19,6 +19,19 @@ namespace field = log::field;
 using log::kv;
 using namespace std::chrono_literals;
 
+namespace {
+
+constexpr std::size_t kSweptJobs = 10'000; // newest Jobs whose workspaces are looked through at start
+
+// The staging folders of Jobs, then that of the workspace if it is empty. Blocks.
+void remove_staging_of(std::filesystem::path const& workspace, std::vector<std::string> const& jobs) {
+    for (auto const& job : jobs) remove_tree(workspace / ".ocrctl" / job);
+    std::error_code ignored;
+    std::filesystem::remove(workspace / ".ocrctl", ignored);
+}
+
+} // namespace
+
 // In the order of dependence: destruction runs backwards.
 struct ProcessingServer::Parts {
     Parts(asio::io_context& context, Settings s, Converger* c)
@@ -33,6 +46,7 @@ struct ProcessingServer::Parts {
     awaitable<Result<void>> recover();
     awaitable<void> stop(std::chrono::milliseconds limit);
     awaitable<void> housekeeping();
+    awaitable<void> sweep();
     void job_ended(Job const& job);
     void agent_reported(HostReport const& report);
 
@@ -103,6 +117,7 @@ awaitable<Result<void>> ProcessingServer::Parts::start() {
     results->start();
     agents.start();
     tasks.spawn("housekeeping", housekeeping());
+    tasks.spawn("sweep", sweep());
     started = true;
     log.info("server.listening", kv(field::kAddress, url), kv("open_jobs", book->size()));
     co_return Result<void>{};
@@ -168,13 +183,8 @@ void ProcessingServer::Parts::job_ended(Job const& job) {
     if (job.state == JobState::Cancelled) agents.cancel(job.id);
     callbacks->tell(job);
     if (!job.result_queue_name.empty() && job.state != JobState::Cancelled) dispatcher->post_message(job.result_queue_name, dump(result_message(job)));
-    auto last = book->open_in(job.workspace) == 0;
-    if (job.state != JobState::Success || last) // what other runs left behind
-        asio::post(pool, [folder = std::filesystem::path(job.workspace) / ".ocrctl", id = job.id.str(), last] {
-            remove_tree(folder / id);
-            std::error_code ignored;
-            if (last) std::filesystem::remove(folder, ignored); // only if it is empty
-        });
+    // What its other runs left behind.
+    asio::post(pool, [workspace = job.workspace, id = job.id.str()] { remove_staging_of(workspace, {id}); });
 }
 
 // RUNNING is what Workers say: a report names the Jobs that its host's Workers hold now.
@@ -197,6 +207,31 @@ awaitable<void> ProcessingServer::Parts::housekeeping() {
     while (!stopping && co_await pause(1000ms)) {
         workspaces.close_idle(60s);
         if (agents.closing()) jobs->close_intake();
+    }
+}
+
+// Staging folders of Jobs that ended while nobody was there to remove them. Others than Jobs' are left alone.
+awaitable<void> ProcessingServer::Parts::sweep() {
+    auto recent = co_await store->jobs_in(std::nullopt, kSweptJobs);
+    if (!recent) co_return;
+    std::set<std::string> workspaces_seen;
+    for (auto const& job : *recent) workspaces_seen.insert(job.workspace);
+    recent->clear();
+    for (auto const& workspace : workspaces_seen) {
+        auto found = co_await on_thread(pool, [&workspace] {
+            std::vector<JobId> names;
+            std::error_code problem;
+            for (std::filesystem::directory_iterator entry(std::filesystem::path(workspace) / ".ocrctl", problem), end; !problem && entry != end; entry.increment(problem))
+                names.emplace_back(entry->path().filename().native());
+            return names;
+        });
+        if (found.empty() || stopping) continue;
+        auto known = co_await store->jobs(std::move(found));
+        if (!known) co_return;
+        std::vector<std::string> ended;
+        for (auto const& job : *known)
+            if (is_final(job.state) && job.workspace == workspace && book->find(job.id) == nullptr) ended.push_back(job.id.str());
+        co_await on_thread(pool, [&] { remove_staging_of(workspace, ended); });
     }
 }
 

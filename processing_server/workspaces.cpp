@@ -2,12 +2,29 @@
 
 #include "lib/base/files.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <set>
 #include <sys/stat.h>
 
 namespace ocrctl::server {
+
+namespace {
+
+bool stays_inside(std::filesystem::path const& path) {
+    if (path.empty() || path.is_absolute()) return false;
+    for (auto const& part : path)
+        if (part == "..") return false;
+    return true;
+}
+
+bool has_size(std::filesystem::path const& path, std::uint64_t size) {
+    struct stat st {};
+    return ::stat(path.c_str(), &st) == 0 && S_ISREG(st.st_mode) && (size == 0 || static_cast<std::uint64_t>(st.st_size) == size);
+}
+
+} // namespace
 
 Workspace::Workspace(asio::any_io_executor io, asio::thread_pool& pool, std::filesystem::path folder, std::string mets_basename)
     : io_(std::move(io)), pool_(pool), folder_(std::move(folder)), basename_(std::move(mets_basename)),
@@ -35,6 +52,7 @@ void Workspace::hand_over() {
 
 void Workspace::run(std::vector<Piece>& pieces) {
     Error problem;
+    auto const before = generation_.load();
     if (forget_.exchange(false)) mets_.reset();
     if (mets_ && !mets_->changed() && mets_->changed_on_disk()) {
         ++generation_;
@@ -46,7 +64,34 @@ void Workspace::run(std::vector<Piece>& pieces) {
         if (loaded) mets_.emplace(std::move(*loaded));
         else problem = loaded.error();
     }
+    if (mets_ && generation_ != before && !remembered_.empty()) {
+        restore(*mets_);
+        // Nobody else may come to save it. What fails here is seen, and tried again, with the next result.
+        if (mets_->changed()) (void)mets_->save();
+    }
     for (auto& piece : pieces) piece.work(mets_ ? &*mets_ : nullptr, problem);
+}
+
+void Workspace::remember(mets::RunFiles run) {
+    if (run.files.empty()) return;
+    for (auto& file : run.files) file.digest = {};
+    run.overwrite = false; // putting back never takes anything out
+    remembered_.push_back(std::move(run));
+}
+
+void Workspace::restore(mets::Mets& mets) const {
+    if (remembered_.empty()) return;
+    std::unordered_set<std::string> const pages(mets.pages().begin(), mets.pages().end());
+    for (auto const& run : remembered_) {
+        auto lost = [&](FileRef const& file) {
+            return mets.find(file.id, file.group) == nullptr && (file.page_id.empty() || pages.contains(file.page_id)) &&
+                   has_size(folder_ / file.path, file.size);
+        };
+        if (std::ranges::none_of(run.files, lost)) continue;
+        auto again = run;
+        std::erase_if(again.files, [&](auto const& file) { return !lost(file); });
+        (void)mets::apply(mets, again); // what the METS refuses now stays out
+    }
 }
 
 std::shared_ptr<Workspace> Workspaces::open(std::string const& folder, std::string const& mets_basename) {
@@ -62,34 +107,20 @@ void Workspaces::close_idle(std::chrono::seconds unused) {
     });
 }
 
-namespace {
-
-bool stays_inside(std::filesystem::path const& path) {
-    if (path.empty() || path.is_absolute()) return false;
-    for (auto const& part : path)
-        if (part == "..") return false;
-    return true;
-}
-
-bool has_size(std::filesystem::path const& path, std::uint64_t size) {
-    struct stat st {};
-    return ::stat(path.c_str(), &st) == 0 && S_ISREG(st.st_mode) && (size == 0 || static_cast<std::uint64_t>(st.st_size) == size);
-}
-
-} // namespace
-
 Result<void> move_into_place(std::filesystem::path const& workspace, std::string const& staging, std::vector<FileRef> const& files) {
     if (files.empty()) return {};
     if (!stays_inside(staging)) return fail(ErrorKind::Invalid, "the staging folder {} lies outside the workspace", staging);
     std::set<std::filesystem::path> folders;
-    for (auto const& file : files) {
+    std::vector<std::pair<std::filesystem::path, std::filesystem::path>> moves;
+    for (auto const& file : files) { // all of them are there, or none is moved
         if (!stays_inside(file.path)) return fail(ErrorKind::Invalid, "the output file {} lies outside the workspace", file.path);
         auto from = workspace / staging / file.path;
         auto to = workspace / file.path;
-        if (!has_size(from, file.size)) {
-            if (has_size(to, file.size)) continue; // moved before a crash
+        if (has_size(from, file.size)) moves.emplace_back(std::move(from), std::move(to));
+        else if (!has_size(to, file.size)) // else moved before a crash
             return fail(ErrorKind::NotFound, "the output file {} is not there at its stated size", from.native());
-        }
+    }
+    for (auto const& [from, to] : moves) {
         if (folders.insert(to.parent_path()).second)
             if (auto made = make_folder(to.parent_path()); !made) return made;
         if (std::rename(from.c_str(), to.c_str()) != 0) return fail(errno_error(errno, "move " + from.native() + " into place"));

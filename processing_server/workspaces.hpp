@@ -73,6 +73,12 @@ public:
     /// For work that reloads by itself.
     void read_again() noexcept { ++generation_; }
 
+    /// For work: a run whose entries are saved. They are put back when somebody else overwrites the METS with an older copy.
+    void remember(mets::RunFiles run);
+    /// For work that reloads by itself: adds what was remembered and is not there, if its page is there and its file on
+    /// disk. Done by itself after each other reading from disk.
+    void restore(mets::Mets& mets) const;
+
     std::filesystem::path const& folder() const noexcept { return folder_; }
     std::filesystem::path file() const { return folder_ / basename_; }
     bool idle() const noexcept { return !busy_ && waiting_.empty(); }
@@ -96,7 +102,8 @@ private:
     std::chrono::steady_clock::time_point last_used_;
     std::atomic<bool> forget_ = false;
     std::atomic<std::uint64_t> generation_ = 0;
-    std::optional<mets::Mets> mets_; // touched only by run()
+    std::optional<mets::Mets> mets_;       // touched only by run()
+    std::vector<mets::RunFiles> remembered_; // so is this
 };
 
 /// The open ones, by canonical folder and METS name. Lives on the io thread.

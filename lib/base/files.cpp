@@ -76,13 +76,15 @@ Result<void> write_file_atomically(fs::path const& file, std::string_view conten
 Result<void> make_folder(fs::path const& folder, int mode) {
     std::error_code error;
     if (fs::is_directory(folder, error)) return {};
-    if (folder.has_parent_path() && folder.parent_path() != folder) {
-        auto parent = make_folder(folder.parent_path(), 0755);
-        if (!parent) return parent;
+    for (int tries = 0;; ++tries) {
+        if (folder.has_parent_path() && folder.parent_path() != folder) {
+            auto parent = make_folder(folder.parent_path(), 0755);
+            if (!parent) return parent;
+        }
+        if (::mkdir(folder.c_str(), static_cast<mode_t>(mode)) == 0 || errno == EEXIST) return {};
+        // Somebody else may remove the parent meanwhile, because it is empty.
+        if (errno != ENOENT || tries == 10) return fail(errno_error(errno, fmt::format("make folder {}", folder.string())));
     }
-    if (::mkdir(folder.c_str(), static_cast<mode_t>(mode)) != 0 && errno != EEXIST)
-        return fail(errno_error(errno, fmt::format("make folder {}", folder.string())));
-    return {};
 }
 
 Result<void> flush_folder(fs::path const& folder) {

@@ -247,6 +247,11 @@ private:
             fail_rest(result, task, result.error);
             co_return;
         }
+        if (auto fits = mets::check_output_groups(task.output_groups); !fits) {
+            result.error = fits.error().message();
+            fail_rest(result, task, result.error);
+            co_return;
+        }
         result.provenance.name = executable_;
         result.provenance.parameters = parameters_;
         std::map<std::string, PageOutcome> outcomes;

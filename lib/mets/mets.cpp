@@ -727,6 +727,27 @@ void Mets::add_agent(Agent const& agent) {
     impl_->changed = true;
 }
 
+Result<void> check_group_name(std::string_view name) {
+    if (name.size() > kLongestGroupName) {
+        auto cut = std::size_t{60};
+        while (cut > 0 && (static_cast<unsigned char>(name[cut]) & 0xC0) == 0x80) --cut; // not inside a character
+        return fail(ErrorKind::Invalid, "the group name {}... has {} bytes; at most {} are allowed", name.substr(0, cut), name.size(), kLongestGroupName);
+    }
+    if (name.empty()) return fail(ErrorKind::Invalid, "the name of an output group is empty");
+    if (!valid_id(name)) return fail(ErrorKind::Invalid, "Invalid syntax for mets:fileGrp/@USE {} (not an xs:ID)", name);
+    return {};
+}
+
+Result<void> check_output_groups(std::vector<std::string> const& groups) {
+    if (groups.size() > kMostOutputGroups)
+        return fail(ErrorKind::Invalid, "{} output groups are named; at most {} are allowed", groups.size(), kMostOutputGroups);
+    for (auto group = groups.begin(); group != groups.end(); ++group) {
+        if (auto fits = check_group_name(*group); !fits) return fits;
+        if (std::find(groups.begin(), group, *group) != group) return fail(ErrorKind::Invalid, "output group {} is named more than once", *group);
+    }
+    return {};
+}
+
 Result<void> check_file(Mets const& mets, FileRef const& file) {
     if (!valid_id(file.id)) return fail(ErrorKind::Invalid, "Invalid syntax for mets:file/@ID {} (not an xs:ID)", file.id);
     if (!valid_id(file.group)) return fail(ErrorKind::Invalid, "Invalid syntax for mets:fileGrp/@USE {} (not an xs:ID)", file.group);

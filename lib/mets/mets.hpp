@@ -159,6 +159,17 @@ struct RunFiles {
 /// What add_file would say about id, group name and path; changes nothing.
 Result<void> check_file(Mets const& mets, FileRef const& file);
 
+/// The name of a group that is to be written: it becomes a folder of the workspace. Invalid: not an xs:ID (so no '/', no
+/// NUL, no '.' at its start), longer than kLongestGroupName bytes; the message names it.
+Result<void> check_group_name(std::string_view name);
+inline constexpr std::size_t kLongestGroupName = 200;
+/// The output groups of a step: as check_group_name, each once, at most kMostOutputGroups.
+Result<void> check_output_groups(std::vector<std::string> const& groups);
+inline constexpr std::size_t kMostOutputGroups = 64;
+
+/// What apply would say; changes nothing.
+Result<void> check_run(Mets const& mets, RunFiles const& run);
+
 /// Adds the files of a run and one agent per step, version, parameters and groups: an agent that is already there word
 /// for word is not repeated, so Jobs of single pages leave one. Applying the same run again changes nothing. All files
 /// are checked before the first is added: on an error the METS is as before. Returns the METS-relative paths of files

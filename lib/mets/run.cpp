@@ -127,12 +127,20 @@ std::vector<std::string> existing_outputs(Mets const& mets, std::vector<std::str
     return done;
 }
 
-Result<std::vector<std::string>> apply(Mets& mets, RunFiles const& run) {
-    // Decide everything first: an error must leave the METS as it was.
-    struct Removal {
-        std::string id, group, path;
-    };
+namespace {
+
+struct Removal {
+    std::string id, group, path;
+};
+/// What a run changes, decided before anything is changed: an error must leave the METS as it was.
+struct Changes {
     std::vector<Removal> removals;
+    std::vector<FileRef const*> additions;
+};
+
+Result<Changes> changes_of(Mets const& mets, RunFiles const& run) {
+    Changes changes;
+    auto& [removals, additions] = changes;
     std::set<std::pair<std::string, std::string>> made, removed; // (group, id)
     std::set<std::string> pages;
     for (auto const& file : run.files) {
@@ -155,7 +163,6 @@ Result<std::vector<std::string>> apply(Mets& mets, RunFiles const& run) {
                 }
             }
     }
-    std::vector<FileRef const*> additions;
     for (auto const& file : run.files) {
         auto const* known = mets.find(file.id, file.group);
         if (!known || removed.contains({file.group, file.id})) {
@@ -171,14 +178,26 @@ Result<std::vector<std::string>> apply(Mets& mets, RunFiles const& run) {
     }
     for (auto const* file : additions)
         if (auto fits = check_file(mets, *file); !fits) return std::unexpected(fits.error());
+    return changes;
+}
 
+} // namespace
+
+Result<void> check_run(Mets const& mets, RunFiles const& run) {
+    if (auto changes = changes_of(mets, run); !changes) return std::unexpected(changes.error());
+    return {};
+}
+
+Result<std::vector<std::string>> apply(Mets& mets, RunFiles const& run) {
+    auto changes = changes_of(mets, run);
+    if (!changes) return std::unexpected(changes.error());
     std::vector<std::string> dropped;
-    for (auto const& removal : removals) {
+    for (auto const& removal : changes->removals) {
         if (!removal.id.empty())
             if (auto gone = mets.remove_file(removal.id, removal.group); !gone) return std::unexpected(gone.error());
         if (!removal.path.empty()) dropped.push_back(removal.path);
     }
-    for (auto const* file : additions)
+    for (auto const* file : changes->additions)
         if (auto added = mets.add_file(*file, true); !added) return std::unexpected(added.error());
     std::erase_if(dropped, [&](auto const& path) { return mets.names_path(path); });
 

@@ -65,6 +65,8 @@ public:
     Result<std::string> write_image(cv::Mat const& pixels, bool bilevel, double dpi, std::string const& suffix);
 
 private:
+    /// Makes the group's folder in staging. Invalid: a group or an id that is no plain file name.
+    Result<void> make_group(std::size_t group, std::string const& id);
     Result<void> record(std::size_t group, std::string const& id, std::string const& path, std::string_view mimetype);
     std::string& log_;
 };
@@ -135,10 +137,21 @@ Result<void> Run::record(std::size_t group, std::string const& id, std::string c
     return {};
 }
 
+// Names are checked where Jobs come in; whoever gets past that still writes nothing outside staging.
+bool plain_name(std::string_view name) {
+    return !name.empty() && !name.starts_with('.') && name.find_first_of(std::string_view("/\0", 2)) == std::string_view::npos;
+}
+
+Result<void> Run::make_group(std::size_t group, std::string const& id) {
+    for (auto const& name : {job.output_groups[group], id})
+        if (!plain_name(name)) return fail(ErrorKind::Invalid, "\"{}\" cannot be the name of an output group or file", name);
+    return make_folder(files.staging() / job.output_groups[group]);
+}
+
 Result<void> Run::write(std::size_t group, std::string const& extension, std::string_view mimetype,
                         std::string const& content) {
     auto const& name = job.output_groups[group];
-    if (auto made = make_folder(files.staging() / name); !made) return made;
+    if (auto made = make_group(group, output_id(group)); !made) return made;
     auto path = name + "/" + output_id(group) + extension;
     if (auto wrote = write_file_atomically(files.staging() / path, content); !wrote) return wrote;
     return record(group, output_id(group), path, mimetype);
@@ -158,8 +171,8 @@ Result<void> Run::write_page(Page& page) {
 
 Result<std::string> Run::write_image(cv::Mat const& pixels, bool bilevel, double dpi, std::string const& suffix) {
     auto const& group = job.output_groups[0];
-    if (auto made = make_folder(files.staging() / group); !made) return std::unexpected(made.error());
     auto id = output_id() + suffix;
+    if (auto made = make_group(0, id); !made) return std::unexpected(made.error());
     auto path = group + "/" + id + ".png";
     if (auto wrote = write_png(files.staging() / path, pixels, bilevel, dpi); !wrote)
         return std::unexpected(wrote.error());

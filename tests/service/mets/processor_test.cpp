@@ -134,6 +134,7 @@ TEST_F(ProcessorTest, FailsWithCode1AndOneSentenceOnBadInput) {
         {{"-I", "IMG", "-O", "IMG"}, "group IMG cannot be input and output at once"},
         {{"-I", "NO", "-O", "OUT"}, "there is no input group NO in " + ws.mets.native() + "; it has: IMG (4 files)"},
         {{"-I", "IMG", "-O", "1OUT"}, "Invalid syntax for mets:fileGrp/@USE 1OUT (not an xs:ID)"},
+        {{"-I", "IMG", "-O", "../../x"}, "Invalid syntax for mets:fileGrp/@USE ../../x (not an xs:ID)"},
         {{"-I", "IMG", "-O", "OUT", "-m", "no.xml"}, "there is no METS at " + (ws.folder / "no.xml").native()},
         {{"-I", "IMG", "-O", "OUT", "-g", "PHYS_0009"}, "page selector 'PHYS_0009' matches no page"},
         {{"-I", "IMG", "-O", "OUT", "-p", "{\"copy_files\": 3}"}, "[copy_files]"},

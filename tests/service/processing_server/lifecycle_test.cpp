@@ -244,6 +244,59 @@ TEST_F(LifecycleTest, AMetsThatSomebodyElseWroteMeanwhileKeepsBothChanges) {
     EXPECT_EQ(files_in("OUT"), 5u);
 }
 
+TEST_F(LifecycleTest, EntriesThatSomebodyElseOverwroteComeBack) {
+    std::atomic<bool> go = false;
+    auto played = worker();
+    auto slow = worker("ocrd-ocrctl-binarize", [&](Task const&, TaskResult result) -> std::optional<TaskResult> {
+        while (!go) std::this_thread::sleep_for(5ms);
+        return result;
+    });
+    auto const old = *read_file(workspace_ / "mets.xml"); // what another program has in memory
+    ASSERT_TRUE(reaches(submit(job_body("FIRST")), "SUCCESS"));
+    auto second = submit(job_body("SECOND"), "ocrd-ocrctl-binarize");
+    ASSERT_TRUE(eventually([&] { return slow->runs() == 1; }));
+    ASSERT_EQ(files_in("FIRST"), 5u);
+    std::filesystem::remove(workspace_ / "FIRST/FIRST_0002.xml");
+    ASSERT_TRUE(write_file_atomically(workspace_ / "mets.xml", old));
+    go = true;
+    ASSERT_TRUE(reaches(second, "SUCCESS"));
+    EXPECT_EQ(files_in("SECOND"), 5u);
+    EXPECT_EQ(files_in("FIRST"), 4u) << "only what is on disk";
+    EXPECT_EQ(mets().agents().size(), 2u);
+}
+
+TEST_F(LifecycleTest, AResultThatTheMetsRefusesLeavesNoFile) {
+    auto played = worker("ocrd-ocrctl-dummy", [&](Task const& task, TaskResult result) -> std::optional<TaskResult> {
+        if (task.output_groups[0] == "A") result.pages[1].files[0].id = "not an id";
+        else if (task.output_groups[0] == "B") std::filesystem::remove(std::filesystem::path(task.workspace) / result.staging / result.pages[4].files[0].path);
+        else {
+            std::ofstream(std::filesystem::path(task.workspace) / result.staging / "mets.xml") << "<evil/>";
+            result.pages[4].files[0].path = "mets.xml";
+            result.pages[4].files[0].size = 7;
+        }
+        return result;
+    });
+    for (auto const* group : {"A", "C", "B"}) {
+        ASSERT_TRUE(reaches(submit(job_body(group)), "FAILED")) << group;
+        EXPECT_FALSE(std::filesystem::exists(workspace_ / group)) << group;
+        EXPECT_EQ(files_in(group), 0u);
+    }
+    EXPECT_EQ(files_in("OCR-D-IMG"), 5u);
+    EXPECT_TRUE(eventually([&] { return !std::filesystem::exists(workspace_ / ".ocrctl"); }));
+}
+
+TEST_F(LifecycleTest, StagingFoldersOfEndedJobsGoAtTheNextStart) {
+    auto played = worker();
+    auto job = submit(job_body());
+    ASSERT_TRUE(reaches(job, "SUCCESS"));
+    server_->stop();
+    std::filesystem::create_directories(workspace_ / ".ocrctl" / job / "late");
+    std::filesystem::create_directories(workspace_ / ".ocrctl/run-1");
+    start();
+    EXPECT_TRUE(eventually([&] { return !std::filesystem::exists(workspace_ / ".ocrctl" / job); }));
+    EXPECT_TRUE(std::filesystem::exists(workspace_ / ".ocrctl/run-1")) << "not a Job's";
+}
+
 TEST_F(LifecycleTest, AClientIsCalledBackEvenIfItIsAwayAtFirst) {
     auto played = worker();
     auto port = free_port();

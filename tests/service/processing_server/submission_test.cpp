@@ -74,6 +74,33 @@ TEST_F(SubmissionTest, RefusesWhatCannotRunBeforeAnythingHappens) {
     nothing_happened();
 }
 
+TEST_F(SubmissionTest, RefusesOutputGroupsThatAreNoNames) {
+    auto tree = [&] {
+        std::set<std::string> found;
+        for (auto const& entry : std::filesystem::recursive_directory_iterator(folder_ / "data")) found.insert(entry.path().native());
+        return found;
+    };
+    auto const before = tree();
+    auto many = Json::array();
+    for (int i = 0; i < 5000; ++i) many.push_back(fmt::format("G{}", i));
+    std::vector<std::pair<Json, std::string>> const rows{
+        {{"../../x"}, "../../x"}, {{(folder_ / "data/abs").native()}, "data/abs"}, {{"."}, "USE ."}, {{".."}, "USE .."}, {{".ocrctl"}, ".ocrctl"},
+        {{"a b<"}, "a b<"}, {{""}, "empty"}, {{"A/B"}, "A/B"}, {{std::string("A\0B", 3)}, "not an xs:ID"}, {{std::string(300, 'x')}, "xxx... has 300 bytes"},
+        {{"Q", "Q"}, "Q is named more than once"}, {{"GOOD", "../x"}, "../x"}, {many, "5000 output groups"}};
+    for (auto const& [groups, text] : rows) {
+        auto body = job_body();
+        body["output_file_grps"] = groups.is_array() ? groups : Json::array({groups});
+        expect(server_->run("ocrd-ocrctl-dummy", body), 422, text);
+    }
+    auto const query = "mets_path=" + (workspace_ / "mets.xml").native();
+    for (auto const* group : {"../../x", "/abs", ".", ".ocrctl", "'a b<'", "Q,Q"}) {
+        auto answer = server_->run_workflow(query, fmt::format("ocrctl-dummy -I OCR-D-IMG -O A\nocrctl-dummy -I A -O {}\n", group));
+        expect(answer, 422, "line 2");
+    }
+    nothing_happened();
+    EXPECT_EQ(tree(), before);
+}
+
 TEST_F(SubmissionTest, RefusesABrokenMetsWithTheReason) {
     std::ofstream(workspace_ / "mets.xml") << "<mets:mets";
     expect(server_->run("ocrd-ocrctl-dummy", job_body()), 422, "mets.xml");

@@ -102,6 +102,17 @@ protected:
     std::string log_;
 };
 
+TEST_F(ProcessorsTest, AGroupThatIsNoPlainNameFailsThePage) {
+    use_sample("page_0004.png");
+    for (auto const* group : {"../x", "/abs", ".", ".hidden", "A/B", ""})
+        for (auto const* processor : {"dummy", "binarize"}) {
+            auto done = run(processor, "IMG/page_0004.png", group, Json::object(), "image/png");
+            EXPECT_FALSE(done.ok) << group;
+            EXPECT_NE(done.error.find("cannot be the name of an output group"), std::string::npos) << done.error;
+        }
+    EXPECT_EQ(std::distance(fs::directory_iterator(folder_.path()), fs::directory_iterator()), 1);
+}
+
 TEST_F(ProcessorsTest, RecognizesARawPageInOnePass) {
     if (!has_model("eng")) GTEST_SKIP() << "tesseract-ocr-eng is not installed";
     use_sample("page_0004.png");
