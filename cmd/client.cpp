@@ -27,8 +27,9 @@ void add_where(CLI::App& command, Where& where, bool server) {
 Result<ledger::DeploymentInfo> find_deployment(Where const& where, bool ended) {
     if (!where.state.empty() || !where.name.empty()) {
         auto folder = ledger::state_folder(where.name, where.state);
-        auto found = ledger::read_deployment(folder);
-        if (!found && found.error().kind() == ErrorKind::NotFound) return fail(ErrorKind::NotFound, "there is no deployment in {}", folder.native());
+        if (!folder) return std::unexpected(folder.error());
+        auto found = ledger::read_deployment(*folder);
+        if (!found && found.error().kind() == ErrorKind::NotFound) return fail(ErrorKind::NotFound, "there is no deployment in {}", folder->native());
         return found;
     }
     auto live = ledger::find_deployments(false);

@@ -1,6 +1,7 @@
 // ocrctl deploy config.yml: everything running, READY, addresses printed.
 #include "cmd/commands.hpp"
 
+#include "cmd/ended.hpp"
 #include "deployer/deployer.hpp"
 #include "lib/base/crash_point.hpp"
 #include "lib/base/text.hpp"
@@ -55,6 +56,7 @@ int deploy(Options const& options) {
         for (auto point : crash_points()) fmt::print("{}\n", point);
         return 0;
     }
+    say_when_ended();
     deployer::DeployOptions wanted;
     wanted.config = options.config;
     wanted.state = options.state;

@@ -1,6 +1,7 @@
 // ocrctl kill-all: everything stopped in reverse order, and proof that nothing is left.
 #include "cmd/commands.hpp"
 
+#include "cmd/ended.hpp"
 #include "deployer/kill_all.hpp"
 #include "lib/base/text.hpp"
 #include "lib/ledger/paths.hpp"
@@ -26,7 +27,12 @@ constexpr int kLeft = 3;
 Result<std::optional<std::filesystem::path>> state_of(Options const& options) {
     if (!options.state.empty()) return std::filesystem::path(options.state);
     if (!options.name.empty()) return ledger::state_folder(options.name);
+    if (auto root = ledger::default_state_root(); !root) return std::unexpected(root.error());
     auto live = ledger::find_deployments();
+    if (live.empty()) { // as the ledgers say; the processes may say otherwise
+        live = ledger::find_deployments(true);
+        std::erase_if(live, [](auto const& deployment) { return !deployer::still_runs(deployment.state); });
+    }
     if (live.empty()) return std::nullopt;
     if (live.size() == 1) return live.front().state;
     std::string text = "several deployments are running; say which by --name or --state:";
@@ -40,10 +46,12 @@ void print_json(deployer::KillAllReport const& report) {
                                  {"hosts", report.hosts},
                                  {"left", report.left},
                                  {"unreachable", report.unreachable},
+                                 {"removed", report.removed.string()},
                                  {"seconds", report.seconds}}));
 }
 
 int kill_all(Options const& options) {
+    say_when_ended();
     auto state = state_of(options);
     if (!state) {
         fmt::print(stderr, "{}\n", state.error().message());
@@ -77,6 +85,7 @@ int kill_all(Options const& options) {
         fmt::print("{} left on {} ({:.1f} s)\n", report.left.size(), counted(report.hosts, "host"), report.seconds);
         if (!report.unreachable.empty()) fmt::print("{} could not be asked: run ocrctl kill-all again\n", counted(report.unreachable.size(), "host"));
     }
+    if (!options.json && !report.removed.empty()) fmt::print("removed {}\n", report.removed.string());
     return report.clean() ? 0 : kLeft;
 }
 

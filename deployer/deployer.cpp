@@ -131,7 +131,9 @@ Result<Prepared> prepare(DeployOptions const& options) {
     if (!config) return std::unexpected(config.error());
     prepared.config = std::move(*config);
     auto state = options.state.empty() ? prepared.config.state : options.state;
-    prepared.paths.root = fs::absolute(ledger::state_folder(prepared.config.name, state)).lexically_normal();
+    auto folder = ledger::state_folder(prepared.config.name, state);
+    if (!folder) return std::unexpected(folder.error());
+    prepared.paths.root = fs::absolute(*folder).lexically_normal();
     auto build = own_build();
     if (!build) return std::unexpected(build.error());
     auto& facts = prepared.facts;
@@ -508,7 +510,9 @@ Result<DeployReport> deploy(DeployOptions const& options) {
 Result<fs::path> state_of(DeployOptions const& options) {
     auto config = config::load_or_error(options.config);
     if (!config) return std::unexpected(config.error());
-    return fs::absolute(ledger::state_folder(config->name, options.state.empty() ? config->state : options.state)).lexically_normal();
+    auto folder = ledger::state_folder(config->name, options.state.empty() ? config->state : options.state);
+    if (!folder) return folder;
+    return fs::absolute(*folder).lexically_normal();
 }
 
 Result<PlanReport> plan(DeployOptions const& options, bool reach_hosts) {

@@ -56,7 +56,9 @@ public:
     Result<HostLook> look() override {
         utsname uname{};
         ::uname(&uname);
-        return HostLook{ledger::default_state_root().string(), process::boot_id(), uname.machine};
+        auto root = ledger::default_state_root();
+        if (!root) return std::unexpected(root.error());
+        return HostLook{root->string(), process::boot_id(), uname.machine};
     }
 
     Result<bool> exists(std::string const& path) override { return ::access(path.c_str(), F_OK) == 0; }

@@ -7,10 +7,12 @@
 #include "lib/base/text.hpp"
 #include "lib/ledger/ledger.hpp"
 #include "lib/ledger/lock.hpp"
+#include "lib/model/unit.hpp"
 #include "lib/net/client.hpp"
 
 #include <algorithm>
 #include <mutex>
+#include <set>
 #include <thread>
 
 namespace ocrctl::deployer {
@@ -56,7 +58,59 @@ void tidy_central(ledger::StatePaths const& paths) {
     }
 }
 
+/// A folder below STATE/hosts that was not tidied.
+struct HostFolder {
+    std::string name;
+    bool here = false; // HOSTDIR itself; else what a Host elsewhere was told
+};
+std::vector<HostFolder> host_folders(ledger::StatePaths const& paths) {
+    std::vector<HostFolder> folders;
+    std::error_code error;
+    for (fs::directory_iterator item(paths.hosts(), error), end; !error && item != end; item.increment(error)) {
+        ledger::HostPaths host{item->path()};
+        std::error_code ignored;
+        auto there = [&](fs::path const& path) { return fs::exists(path, ignored); };
+        bool here = there(host.ledger()) || there(host.lock()) || there(host.secrets()) || there(host.root / "bin");
+        if (here || there(host.desired())) folders.push_back({item->path().filename().string(), here});
+    }
+    std::ranges::sort(folders, {}, &HostFolder::name);
+    return folders;
+}
+
+/// The deployment's id, or, if deployment.json is gone, those that what lies or runs here names.
+std::vector<std::string> ids_of(ledger::StatePaths const& paths, Result<DeploymentFile> const& deployment) {
+    if (deployment && !deployment->id.empty()) return {deployment->id};
+    std::vector<std::string> ids;
+    auto add = [&](std::string const& id) {
+        if (!id.empty() && std::ranges::find(ids, id) == ids.end()) ids.push_back(id);
+    };
+    for (auto const& folder : host_folders(paths)) {
+        ledger::HostPaths host{paths.host(folder.name)};
+        if (auto text = read_file(host.desired()))
+            if (auto desired = json_to<DesiredState>(std::string_view(*text))) add(desired->deployment);
+        if (auto state = ledger::replay(host.ledger()))
+            for (auto const& [name, entry] : state->entries)
+                if (entry.spec.is_object() && entry.spec.contains("deployment") && entry.spec["deployment"].is_string()) add(entry.spec["deployment"]);
+    }
+    if (ids.empty()) ids = process::deployments_below(paths.root);
+    return ids;
+}
+
+/// Processes of this machine that carry the mark, but for those of `others`: Hosts that are asked by themselves.
+std::vector<process::Found> marked_here(std::vector<std::string> const& ids, std::set<std::string> const& others) {
+    std::vector<process::Found> marked;
+    for (auto const& id : ids)
+        for (auto& found : process::scan(id))
+            if (!others.contains(found.host)) marked.push_back(std::move(found));
+    return marked;
+}
+
 } // namespace
+
+bool still_runs(fs::path const& state) {
+    ledger::StatePaths paths{fs::absolute(state).lexically_normal()};
+    return !marked_here(ids_of(paths, load_deployment(paths)), {}).empty();
+}
 
 Result<KillAllReport> kill_all(KillAllOptions const& options) {
     auto start = Clock::now();
@@ -64,21 +118,27 @@ Result<KillAllReport> kill_all(KillAllOptions const& options) {
         if (options.say) options.say(line);
     };
     ledger::StatePaths paths{fs::absolute(options.state).lexically_normal()};
+    if (!paths.root.has_filename()) paths.root = paths.root.parent_path(); // "dir/" and "dir" are the same
     KillAllReport report;
     report.name = paths.root.filename().string();
     std::error_code error;
     if (!fs::is_directory(paths.root, error)) return fail(ErrorKind::NotFound, "no deployment is kept in {}", paths.root.string());
     auto deployment = load_deployment(paths);
     if (!deployment && deployment.error().kind() != ErrorKind::NotFound) return std::unexpected(deployment.error());
-    if (!deployment && !fs::exists(paths.ledger()) && !fs::exists(paths.lock())) return fail(ErrorKind::NotFound, "no deployment is kept in {}", paths.root.string());
+    auto folders = host_folders(paths);
+    auto ids = ids_of(paths, deployment);
+    if (!deployment && !fs::exists(paths.ledger()) && !fs::exists(paths.lock()) && folders.empty() && ids.empty()) return fail(ErrorKind::NotFound, "no deployment is kept in {}", paths.root.string());
     if (deployment) report.name = deployment->name;
 
     auto before = ledger::replay(paths.ledger());
     if (!before) return std::unexpected(before.error());
     auto open = std::ranges::any_of(before->entries, [](auto const& entry) { return entry.second.open(); });
-    if (before->closing && !open && !fs::exists(paths.closing())) {
+    if (before->closing && !open && !fs::exists(paths.closing()) && folders.empty() && marked_here(ids, {}).empty()) {
         report.nothing_to_do = true;
-        if (options.purge) remove_tree(paths.root);
+        if (options.purge) {
+            remove_tree(paths.root);
+            report.removed = paths.root;
+        }
         return report;
     }
 
@@ -98,7 +158,8 @@ Result<KillAllReport> kill_all(KillAllOptions const& options) {
     auto state = ledger->replay();
     if (!state) return std::unexpected(state.error());
     deployment = load_deployment(paths);
-    auto id = deployment ? deployment->id : std::string();
+    ids = ids_of(paths, deployment);
+    auto id = ids.empty() ? std::string() : ids.front();
     std::vector<Target> targets;
     for (auto const& [name, config] : state->hosts) {
         auto record = json_to<HostRecord>(config);
@@ -109,6 +170,21 @@ Result<KillAllReport> kill_all(KillAllOptions const& options) {
         auto const* agent = state->find(agent_entry(name));
         target.verified = agent && agent->stopped && record->connection != "local";
         targets.push_back(std::move(target));
+    }
+    // So that a Ledger that was lost takes no Host with it: what lies in the folder is asked, too.
+    for (auto const& folder : host_folders(paths)) {
+        if (state->hosts.contains(folder.name)) continue;
+        if (folder.here) {
+            Target target;
+            target.name = folder.name;
+            target.record.state = paths.host(folder.name).string();
+            targets.push_back(std::move(target));
+            continue;
+        }
+        std::string there = "DIR";
+        if (deployment && deployment->hosts.contains(folder.name)) there = deployment->hosts.at(folder.name).state;
+        report.unreachable.push_back(fmt::format("{}: {} does not say how to reach it: run ocrctl host stop --state {} there, then remove {} here", folder.name, paths.ledger().string(),
+                                                 there, paths.host(folder.name).string()));
     }
     say(fmt::format("closing \"{}\" on {}", report.name, counted(targets.size(), "host")));
 
@@ -161,6 +237,22 @@ Result<KillAllReport> kill_all(KillAllOptions const& options) {
             if (!written) target.left.push_back(fmt::format("{}: {}", target.name, written.error().message()));
         }
     });
+    // This machine once more, whatever any file says. Hosts over SSH are asked by themselves.
+    std::set<std::string> others;
+    bool local = false;
+    for (auto const& target : targets) {
+        local = local || target.record.connection == "local";
+        if (target.record.connection != "local" && !target.verified) others.insert(target.name);
+    }
+    if (auto strays = marked_here(ids, others); !strays.empty()) {
+        std::vector<process::Identity> identities;
+        for (auto const& found : strays) identities.push_back(found.identity);
+        (void)process::stop_processes(identities, std::min<std::chrono::milliseconds>(options.grace, std::chrono::seconds(5)));
+        say(fmt::format("found by their mark alone: {} stopped", strays.size()));
+        for (auto const& found : marked_here(ids, others))
+            report.left.push_back(fmt::format("{}: pid {} ({}{}{})", found.host, found.identity.pid, found.command, found.entry.empty() ? "" : ", ", found.entry));
+        if (!local) ++report.hosts;
+    }
     for (auto const& target : targets) {
         for (auto const& line : target.left) report.left.push_back(line);
         if (target.unreachable) report.unreachable.push_back(target.unreachable->message());
@@ -170,7 +262,10 @@ Result<KillAllReport> kill_all(KillAllOptions const& options) {
         tidy_central(paths);
         remove_tree(paths.closing());
         remove_tree(paths.lock());
-        if (options.purge) remove_tree(paths.root);
+        if (options.purge) {
+            remove_tree(paths.root);
+            report.removed = paths.root;
+        }
     }
     report.seconds = std::chrono::duration<double>(Clock::now() - start).count();
     return report;

@@ -24,6 +24,7 @@ struct KillAllReport {
     std::size_t hosts = 0;             // verified empty
     std::vector<std::string> left;     // "ocr1: pid 4711 (beam.smp, queue)"
     std::vector<std::string> unreachable; // a sentence for each Host that could not be asked
+    std::filesystem::path removed;        // by purge
     double seconds = 0;
     bool clean() const noexcept { return left.empty() && unreachable.empty(); }
 };
@@ -31,6 +32,10 @@ struct KillAllReport {
 /// Marks the deployment as closing (nobody starts anything from then on), takes the deploy lock over, then in this order:
 /// intake, Workers, agents, server, database, queue, tunnels; then looks at every Host for what carries the deployment's
 /// mark. May be killed and run again at any point; what was done stays done. Errors: NotFound (no deployment there).
+/// The proof does not rest on the central Ledger: host folders below STATE/hosts and marked processes of this machine count, too.
 Result<KillAllReport> kill_all(KillAllOptions const& options);
+
+/// Does a process of this machine carry the mark of the deployment that is (or was) kept in this folder?
+bool still_runs(std::filesystem::path const& state);
 
 } // namespace ocrctl::deployer

@@ -6,21 +6,32 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <pwd.h>
 #include <unistd.h>
 
 namespace ocrctl::ledger {
 namespace fs = std::filesystem;
 
-fs::path default_state_root() {
-    if (::geteuid() == 0) return "/var/lib/ocrctl";
+Result<fs::path> default_state_root() {
+    if (::geteuid() == 0) return fs::path("/var/lib/ocrctl");
     if (auto const* xdg = std::getenv("XDG_STATE_HOME"); xdg != nullptr && *xdg == '/') return fs::path(xdg) / "ocrctl";
-    auto const* home = std::getenv("HOME");
-    return fs::path(home != nullptr && *home != '\0' ? home : "/tmp") / ".local" / "state" / "ocrctl";
+    std::string home;
+    if (auto const* named = std::getenv("HOME"); named != nullptr) home = named;
+    if (home.empty()) {
+        passwd entry{};
+        passwd* found = nullptr;
+        std::string buffer(4096, '\0');
+        if (::getpwuid_r(::geteuid(), &entry, buffer.data(), buffer.size(), &found) == 0 && found != nullptr && found->pw_dir != nullptr) home = found->pw_dir;
+        if (!home.starts_with('/') || home == "/nonexistent") return fail(ErrorKind::Usage, "HOME is not set: give --state");
+    }
+    return fs::path(home) / ".local" / "state" / "ocrctl";
 }
 
-fs::path state_folder(std::string_view name, fs::path const& state) {
+Result<fs::path> state_folder(std::string_view name, fs::path const& state) {
     if (!state.empty()) return fs::absolute(state).lexically_normal();
-    return default_state_root() / name;
+    auto root = default_state_root();
+    if (!root) return root;
+    return *root / name;
 }
 
 fs::path HostPaths::socket() const { return host_socket_path(root); }
@@ -43,20 +54,25 @@ std::string entry_file_name(std::string_view entry) {
 
 Result<DeploymentInfo> read_deployment(fs::path const& state) {
     StatePaths paths{state};
-    auto text = read_file(paths.deployment());
-    if (!text) return std::unexpected(text.error());
-    auto json = parse_json(*text);
-    if (!json) return fail(json.error().during(paths.deployment().string()));
-    if (!json->is_object()) return fail(ErrorKind::Invalid, "{}: not an object", paths.deployment().string());
     DeploymentInfo info;
     info.state = state;
-    auto text_of = [&](char const* key) {
-        auto value = json->find(key);
-        return value != json->end() && value->is_string() ? value->get<std::string>() : std::string();
-    };
-    info.id = text_of("id");
-    info.name = text_of("name");
-    info.config = text_of("config");
+    auto text = read_file(paths.deployment());
+    if (text) {
+        auto json = parse_json(*text);
+        if (!json) return fail(json.error().during(paths.deployment().string()));
+        if (!json->is_object()) return fail(ErrorKind::Invalid, "{}: not an object", paths.deployment().string());
+        auto text_of = [&](char const* key) {
+            auto value = json->find(key);
+            return value != json->end() && value->is_string() ? value->get<std::string>() : std::string();
+        };
+        info.id = text_of("id");
+        info.name = text_of("name");
+        info.config = text_of("config");
+    } else if (text.error().kind() == ErrorKind::NotFound) {
+        info.name = state.filename().string();
+    } else {
+        return std::unexpected(text.error());
+    }
     auto open = [](LedgerState const& ledger) { return std::ranges::any_of(ledger.entries, [](auto const& e) { return e.second.open(); }); };
     auto central = replay(paths.ledger());
     if (!central) return std::unexpected(central.error());
@@ -65,13 +81,16 @@ Result<DeploymentInfo> read_deployment(fs::path const& state) {
     info.live = open(*central);
     for (fs::directory_iterator host(paths.hosts(), ignored), end; !ignored && !info.live && host != end; host.increment(ignored))
         if (auto ledger = replay(HostPaths{host->path()}.ledger()); ledger) info.live = open(*ledger);
+    if (!text && !info.live) return std::unexpected(text.error());
     return info;
 }
 
 std::vector<DeploymentInfo> find_deployments(bool all, fs::path const& root) {
     std::vector<DeploymentInfo> found;
     std::error_code ignored;
-    for (fs::directory_iterator item(root.empty() ? default_state_root() : root, ignored), end; !ignored && item != end; item.increment(ignored))
+    auto folder = root.empty() ? default_state_root() : root;
+    if (!folder) return found;
+    for (fs::directory_iterator item(*folder, ignored), end; !ignored && item != end; item.increment(ignored))
         if (auto info = read_deployment(item->path()); info && (all || info->live)) found.push_back(std::move(*info));
     std::ranges::sort(found, {}, &DeploymentInfo::name);
     return found;

@@ -11,9 +11,10 @@
 namespace ocrctl::ledger {
 
 /// /var/lib/ocrctl as root, else $XDG_STATE_HOME/ocrctl or ~/.local/state/ocrctl.
-std::filesystem::path default_state_root();
+/// Usage without a home (neither HOME nor a usable one in the user database).
+Result<std::filesystem::path> default_state_root();
 /// The central state folder of a deployment: `state` if given, else default_state_root()/name.
-std::filesystem::path state_folder(std::string_view name, std::filesystem::path const& state = {});
+Result<std::filesystem::path> state_folder(std::string_view name, std::filesystem::path const& state = {});
 
 /// The layout of a central state folder.
 struct StatePaths {
@@ -63,7 +64,8 @@ struct DeploymentInfo {
     bool closing = false; // a kill-all was begun
 };
 
-/// Reads deployment.json and the ledgers of a state folder. NotFound if it is none.
+/// Reads deployment.json and the ledgers of a state folder. NotFound if it is none; one whose deployment.json is gone
+/// while a ledger names something that may be running is one still (without an id, named as its folder).
 Result<DeploymentInfo> read_deployment(std::filesystem::path const& state);
 /// Deployments under the default state root (or another root), by name; `all` names those that have ended, too.
 std::vector<DeploymentInfo> find_deployments(bool all = false, std::filesystem::path const& root = {});

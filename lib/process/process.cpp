@@ -208,6 +208,24 @@ Marks marks_of(int pid) {
     return marks;
 }
 
+std::vector<std::string> deployments_below(std::filesystem::path const& folder) {
+    std::vector<std::string> ids;
+    auto const below = folder.string() + "/";
+    for (auto const& row : table()) {
+        if (row.identity.pid == ::getpid()) continue;
+        auto id = marks_of(row.identity.pid).deployment;
+        if (id.empty() || std::ranges::find(ids, id) != ids.end()) continue;
+        std::error_code error;
+        auto program = std::filesystem::read_symlink(fmt::format("/proc/{}/exe", row.identity.pid), error).string();
+        auto command = '\0' + read_proc(fmt::format("/proc/{}/cmdline", row.identity.pid).c_str());
+        auto environment = '\0' + read_proc(fmt::format("/proc/{}/environ", row.identity.pid).c_str());
+        using namespace std::string_literals;
+        if (program.starts_with(below) || command.find("\0--state\0"s + below) != std::string::npos || environment.find("\0OCRCTL_AGENT_SOCKET="s + below) != std::string::npos)
+            ids.push_back(id);
+    }
+    return ids;
+}
+
 std::string ExitStatus::text() const {
     if (!known) return "ended (exit code unknown)";
     if (signal == 0) return fmt::format("ended with code {}", code);

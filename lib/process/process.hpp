@@ -134,6 +134,10 @@ void from_json(Json const& json, Found& found);
 enum class Ancestors { Excluded, Included };
 std::vector<Found> scan(std::string_view deployment, std::string_view host = "", Ancestors ancestors = Ancestors::Excluded);
 
+/// Ids of deployments that live processes carry which belong to a state folder: their program, the folder they were
+/// given by --state, or their agent's socket lies there. For when nothing but the processes says which deployment it was.
+std::vector<std::string> deployments_below(std::filesystem::path const& folder);
+
 /// "error while loading shared libraries: libX.so.5: ..." in a program's output: the sentence that names the library
 /// and the Debian package to install. Nothing if the text does not say so.
 std::optional<std::string> missing_library(std::string_view output);

@@ -159,6 +159,88 @@ TEST_F(KillAllTest, AnUnreachableHostStaysInTheLedgerAndNoSecretIsRemovedUntilIt
     EXPECT_EQ(again->unreachable.size(), 1u);
 }
 
+TEST_F(KillAllTest, ALostCentralLedgerHidesNothing) {
+    auto known = start("server", "server", Recorded::Identity);
+    auto unknown = start("here/dummy/shard-0/rep-1", "worker", Recorded::Nothing);
+    fs::resize_file(paths_.ledger(), 0);
+    auto report = run();
+    ASSERT_TRUE(report) << report.error().message();
+    EXPECT_TRUE(report->clean());
+    EXPECT_EQ(report->hosts, 1u);
+    for (auto const& identity : {known, unknown}) EXPECT_FALSE(process::alive(identity));
+    EXPECT_FALSE(fs::exists(paths_.secrets()));
+    auto second = run();
+    ASSERT_TRUE(second);
+    EXPECT_TRUE(second->nothing_to_do);
+}
+
+TEST_F(KillAllTest, WithoutAnyLedgerTheMarksOfProcessesSayWhatRuns) {
+    auto running = start("server", "server", Recorded::Nothing);
+    ASSERT_TRUE(run()); // what is stopped now is noted as stopped: only a process contradicts
+    EXPECT_FALSE(process::alive(running));
+    auto later = start("server", "server", Recorded::Nothing);
+    remove_tree(paths_.hosts());
+    EXPECT_TRUE(still_runs(root_));
+    auto report = run();
+    ASSERT_TRUE(report) << report.error().message();
+    EXPECT_FALSE(report->nothing_to_do);
+    EXPECT_TRUE(report->clean());
+    EXPECT_FALSE(process::alive(later));
+    EXPECT_FALSE(still_runs(root_));
+}
+
+TEST_F(KillAllTest, ALostDeploymentFileHidesNothing) {
+    auto known = start("server", "server", Recorded::Identity);
+    auto unknown = start("here/dummy/shard-0/rep-1", "worker", Recorded::Nothing);
+    fs::remove(paths_.deployment());
+    auto found = ledger::find_deployments(false, root_.parent_path());
+    ASSERT_EQ(found.size(), 1u);
+    EXPECT_EQ(found[0].name, "demo");
+    auto report = run();
+    ASSERT_TRUE(report) << report.error().message();
+    EXPECT_TRUE(report->clean());
+    for (auto const& identity : {known, unknown}) EXPECT_FALSE(process::alive(identity));
+}
+
+TEST_F(KillAllTest, WithNothingButProcessesTheirProgramSaysWhichDeploymentTheyAre) {
+    auto program = host_dir() / "bin" / "b" / "ocrctl";
+    fs::create_directories(program.parent_path());
+    fs::copy_file("/bin/sleep", program);
+    Launch launch;
+    launch.argv = {program.string(), "600"};
+    launch.env = {{process::kDeploymentMark, id_}, {process::kHostMark, "here"}, {process::kEntryMark, "agent"}};
+    launch.log = (host_dir() / "logs" / "x.log").string();
+    auto agent = local_driver("here")->launch(launch);
+    ASSERT_TRUE(agent) << agent.error().message();
+    auto other = start("server", "server", Recorded::Nothing);
+    for (auto const& path : {paths_.deployment(), paths_.ledger(), paths_.hosts()}) remove_tree(path);
+    auto report = run();
+    ASSERT_TRUE(report) << report.error().message();
+    EXPECT_EQ(report->hosts, 1u);
+    EXPECT_FALSE(process::alive(*agent));
+    EXPECT_FALSE(process::alive(other));
+}
+
+TEST_F(KillAllTest, AHostThatOnlyItsDesiredStateNamesIsNamedAndNothingIsTidied) {
+    fs::create_directories(paths_.host("ocr1"));
+    std::ofstream(paths_.host("ocr1") / "desired.json") << "{}\n";
+    auto report = run();
+    ASSERT_TRUE(report) << report.error().message();
+    ASSERT_EQ(report->unreachable.size(), 1u);
+    EXPECT_TRUE(report->unreachable[0].starts_with("ocr1: ")) << report->unreachable[0];
+    EXPECT_TRUE(fs::exists(paths_.secrets() / "agent-token"));
+    EXPECT_TRUE(fs::exists(paths_.closing()));
+}
+
+TEST_F(KillAllTest, PurgeOfAStoppedDeploymentSaysWhatItRemoved) {
+    ASSERT_TRUE(run());
+    auto report = run(true);
+    ASSERT_TRUE(report) << report.error().message();
+    EXPECT_TRUE(report->nothing_to_do);
+    EXPECT_EQ(report->removed, root_);
+    EXPECT_FALSE(fs::exists(root_));
+}
+
 TEST_F(KillAllTest, AFolderWithoutADeploymentIsNamed) {
     KillAllOptions options;
     options.state = root_ / "nothing";
