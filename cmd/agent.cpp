@@ -33,6 +33,11 @@ struct Options {
 int run_agent(Options const& options) {
     auto host_dir = fs::absolute(options.state).lexically_normal();
     ledger::HostPaths paths{host_dir};
+    std::error_code error;
+    if (!fs::exists(host_dir, error)) { // deploy writes desired.json before it starts an agent
+        fmt::print(stderr, "ocrctl agent: there is no folder {}: name the state folder of a host that was deployed\n", host_dir.string());
+        return Error(ErrorKind::NotFound, "").exit_code();
+    }
     if (!options.foreground && ::isatty(2)) { // a terminal is not where a log belongs
         if (auto made = make_folder(paths.logs()); made) {
             int log = ::open(paths.agent_log().c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
