@@ -142,6 +142,10 @@ private:
     pid_t pid_ = 0;
 };
 
+/// For a Play that waits for its test: ends also when the test failed early and never says go, so that the failure is
+/// seen instead of a hang while the PlayedWorker is joined.
+inline void hold_until(std::function<bool()> const& go) { (void)eventually(go, 60s); }
+
 /// Plays Workers of one Processor: takes tasks, writes outputs into staging, answers.
 class PlayedWorker {
 public:

@@ -65,7 +65,7 @@ TEST_F(LifecycleTest, OverwriteDoesThemAgain) {
 TEST_F(LifecycleTest, AJobWaitsForThoseItDependsOnAndIsCancelledWithThem) {
     std::atomic<bool> go = false;
     auto played = worker("ocrd-ocrctl-dummy", [&](Task const& task, TaskResult result) -> std::optional<TaskResult> {
-        while (!go) std::this_thread::sleep_for(5ms);
+        hold_until([&] { return go.load(); });
         if (task.output_groups[0] == "BAD")
             for (auto& page : result.pages) page = PageOutcome{page.page_id, false, "no good", false, {}, {}};
         return result;
@@ -168,7 +168,7 @@ TEST_F(LifecycleTest, OnlyOneResultOfAnAttemptCounts) {
 TEST_F(LifecycleTest, APageWiseWorkflowMovesEachPageOnByItself) {
     std::atomic<bool> hold = true;
     auto slow = worker("ocrd-ocrctl-dummy", [&](Task const& task, TaskResult result) -> std::optional<TaskResult> {
-        while (hold && task.pages[0].page_id == "PHYS_0005") std::this_thread::sleep_for(5ms);
+        if (task.pages[0].page_id == "PHYS_0005") hold_until([&] { return !hold.load(); });
         return result;
     });
     auto second = worker("ocrd-ocrctl-binarize");
@@ -207,7 +207,7 @@ TEST_F(LifecycleTest, AWholeWorkflowHasOneJobATaskAndFailsAsAWhole) {
 TEST_F(LifecycleTest, ACancelledJobIsNotRunAndItsLateResultIsThrownAway) {
     std::atomic<bool> go = false;
     auto played = worker("ocrd-ocrctl-dummy", [&](Task const&, TaskResult result) -> std::optional<TaskResult> {
-        while (!go) std::this_thread::sleep_for(5ms);
+        hold_until([&] { return go.load(); });
         return result;
     });
     auto job = submit(job_body());
@@ -228,7 +228,7 @@ TEST_F(LifecycleTest, ACancelledJobIsNotRunAndItsLateResultIsThrownAway) {
 TEST_F(LifecycleTest, AMetsThatSomebodyElseWroteMeanwhileKeepsBothChanges) {
     std::atomic<bool> go = false;
     auto played = worker("ocrd-ocrctl-dummy", [&](Task const&, TaskResult result) -> std::optional<TaskResult> {
-        while (!go) std::this_thread::sleep_for(5ms);
+        hold_until([&] { return go.load(); });
         return result;
     });
     auto job = submit(job_body());
@@ -248,7 +248,7 @@ TEST_F(LifecycleTest, EntriesThatSomebodyElseOverwroteComeBack) {
     std::atomic<bool> go = false;
     auto played = worker();
     auto slow = worker("ocrd-ocrctl-binarize", [&](Task const&, TaskResult result) -> std::optional<TaskResult> {
-        while (!go) std::this_thread::sleep_for(5ms);
+        hold_until([&] { return go.load(); });
         return result;
     });
     auto const old = *read_file(workspace_ / "mets.xml"); // what another program has in memory

@@ -172,7 +172,7 @@ TEST_F(RecoveryTest, AMetsThatCannotBeSavedIsTriedAgainAndNothingIsLost) {
         start();
         std::atomic<bool> go = false;
         auto played = worker("ocrd-ocrctl-dummy", [&](Task const&, TaskResult result) -> std::optional<TaskResult> {
-            while (!go) std::this_thread::sleep_for(5ms);
+            hold_until([&] { return go.load(); });
             return result;
         });
         auto job = submit(job_body());
@@ -196,7 +196,7 @@ TEST_F(RecoveryTest, AMetsThatCannotBeSavedIsTriedAgainAndNothingIsLost) {
         start();
         std::atomic<bool> go = false;
         auto played = worker("ocrd-ocrctl-dummy", [&](Task const&, TaskResult result) -> std::optional<TaskResult> {
-            while (!go) std::this_thread::sleep_for(5ms);
+            hold_until([&] { return go.load(); });
             return result;
         });
         auto job = submit(job_body());
