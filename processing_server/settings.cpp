@@ -33,6 +33,11 @@ Result<Settings> read_settings(std::filesystem::path const& state) {
             s.processors[name] = ProcessorSettings{entry.value("kind", "managed"), entry.value("count", 1)};
         s.log_level = json.value("log_level", s.log_level);
         s.max_body = json.value("max_body", s.max_body);
+        s.mongo_file = below(json.value("mongo_file", ""));
+        s.internal_url = json.value("internal_url", "");
+        s.use_tcp_mets = json.value("use_tcp_mets", false);
+        for (auto const& one : json.value("foreign_workers", Json::array()))
+            s.foreign_workers.push_back(ForeignWorkerSettings{one.at("slot").get<std::string>(), one.at("processor").get<std::string>(), below(one.value("amqp_file", ""))});
         for (auto const& path : json.value("tools", std::vector<std::string>{})) s.tools.push_back(below(path));
     } catch (Json::exception const& problem) {
         return fail(ErrorKind::Invalid, "{}: {}", file.native(), problem.what());

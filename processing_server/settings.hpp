@@ -18,10 +18,19 @@ struct ProcessorSettings {
     int count = 1;
 };
 
+/// A supervised foreign Worker: which vhost is its own, so that it is known which Job it holds (contracts section 6).
+struct ForeignWorkerSettings {
+    std::string slot;                // its unit's entry
+    std::string processor;
+    std::filesystem::path amqp_file; // holds the URL of its vhost; empty: it consumes on the common vhost, that of Settings::amqp_file
+};
+
 /// server.json:
 ///   {"name":"demo", "deployment":"<id>", "listen":{"address":"127.0.0.1","port":8080}, "amqp_file":"/state/secrets/amqp",
 ///    "token_file":"/state/secrets/join-token", "workspaces":["/data"], "existing_output":"skip", "consumer_timeout_s":1800,
-///    "processors":{"ocrd-ocrctl-binarize":{"kind":"managed","count":4}}, "log_level":"info", "max_body":16777216}
+///    "processors":{"ocrd-ocrctl-binarize":{"kind":"managed","count":4}}, "log_level":"info", "max_body":16777216,
+///    "mongo_file":"/state/secrets/mongo-url", "internal_url":"http://10.0.0.5:8080", "use_tcp_mets":false,
+///    "foreign_workers":[{"slot":"ocr1/ocrd-dummy-1/shard-0/rep-0","processor":"ocrd-dummy","amqp_file":"/state/secrets/amqp-foreign-1"}]}
 struct Settings {
     std::string name;                         // the deployment's name: part of queue names
     std::string deployment;                   // its id
@@ -36,6 +45,11 @@ struct Settings {
     std::string log_level = "info";
     std::uint64_t max_body = 16u << 20;       // bytes of a request
     std::vector<std::filesystem::path> tools; // tool catalogues (ocrd-all-tool.json); STATE/tools.json is read too
+
+    std::filesystem::path mongo_file;         // holds the mongodb:// URL; empty: the Store is SQLite, and there are no foreign Workers
+    std::string internal_url;                 // how foreign Workers reach the server, http://, no slash at the end; "": its own URL
+    bool use_tcp_mets = false;                // foreign Workers get the /tcp_mets URL instead of a socket path
+    std::vector<ForeignWorkerSettings> foreign_workers;
 
     std::filesystem::path state;              // STATE; not in the file
 };
