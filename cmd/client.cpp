@@ -104,9 +104,9 @@ Result<Json> json_of(Result<net::Response> answer) {
     return json;
 }
 
-bool is_final_state(std::string const& state) { return state == "SUCCESS" || state == "FAILED" || state == "CANCELLED"; }
-
 } // namespace
+
+bool is_final_state(std::string const& state) { return state == "SUCCESS" || state == "FAILED" || state == "CANCELLED"; }
 
 Result<Json> Api::get(std::string const& target, std::chrono::milliseconds timeout) const { return json_of(send("GET", target, {}, {}, timeout)); }
 
@@ -116,11 +116,17 @@ Result<Json> Api::post(std::string const& target, Json const& body, std::chrono:
 }
 
 Result<Json> Api::upload(std::string const& target, std::string const& file_name, std::string const& content) const {
-    auto const boundary = "ocrctl-" + random_hex(16);
     auto name = file_name;
     std::erase_if(name, [](char c) { return c == '"' || c == '\\' || static_cast<unsigned char>(c) < ' '; });
-    auto body = fmt::format("--{}\r\nContent-Disposition: form-data; name=\"workflow\"; filename=\"{}\"\r\nContent-Type: text/plain\r\n\r\n{}\r\n--{}--\r\n",
-                            boundary, name, content, boundary);
+    return form(target, fmt::format("; filename=\"{}\"\r\nContent-Type: text/plain", name), content);
+}
+
+// Without a file name the field is a path on the server.
+Result<Json> Api::upload_path(std::string const& target, std::string const& path) const { return form(target, "", path); }
+
+Result<Json> Api::form(std::string const& target, std::string const& about, std::string const& content) const {
+    auto const boundary = "ocrctl-" + random_hex(16);
+    auto body = fmt::format("--{}\r\nContent-Disposition: form-data; name=\"workflow\"{}\r\n\r\n{}\r\n--{}--\r\n", boundary, about, content, boundary);
     net::Headers headers{{"Content-Type", "multipart/form-data; boundary=" + boundary}};
     return json_of(send("POST", target, std::move(headers), std::move(body), std::chrono::seconds(120)));
 }
@@ -180,11 +186,25 @@ std::string path_for_server(std::string const& path) {
     return path;
 }
 
-namespace {
+Result<Json> parameters_from(std::vector<std::string> const& files, std::vector<std::pair<std::string, std::string>> const& pairs) {
+    auto parameters = Json::object();
+    for (auto const& text : files) {
+        std::error_code ignored;
+        auto content = fs::is_regular_file(text, ignored) ? read_file(text) : Result<std::string>(text);
+        if (!content) return fail(content.error());
+        auto json = parse_json(*content);
+        if (!json || !json->is_object()) return fail(ErrorKind::Usage, "-p {}: it is neither a JSON object nor a file with one", text);
+        parameters.update(*json);
+    }
+    for (auto const& [key, value] : pairs) {
+        auto json = parse_json(value);
+        parameters[key] = json ? *json : Json(value); // what is no JSON is text, as in OCR-D
+    }
+    return parameters;
+}
 
-/// Asks until `ended` says so; a server that is away is waited for.
 Result<Json> follow(Api const& api, std::string const& target, std::string const& what, std::optional<std::chrono::seconds> limit,
-                    std::function<bool(Json const&)> ended) {
+                    std::function<bool(Json const&)> ended, std::chrono::milliseconds slowest) {
     auto const begun = Clock::now();
     auto step = std::chrono::milliseconds(50);
     bool away = false;
@@ -202,11 +222,9 @@ Result<Json> follow(Api const& api, std::string const& target, std::string const
         }
         if (limit && Clock::now() - begun > *limit) return fail(ErrorKind::Timeout, "{} has not ended within {} s", what, limit->count());
         std::this_thread::sleep_for(step);
-        step = std::min(step * 3 / 2, std::chrono::milliseconds(1000));
+        step = std::min(step * 3 / 2, slowest);
     }
 }
-
-} // namespace
 
 Result<Json> follow_job(Api const& api, std::string const& id, std::optional<std::chrono::seconds> limit) {
     return follow(api, "/v1/jobs/" + net::percent_encode(id), "Job " + id, limit,

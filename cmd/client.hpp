@@ -8,8 +8,10 @@
 
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace CLI {
@@ -44,10 +46,13 @@ public:
     Result<Json> post(std::string const& target, Json const& body, std::chrono::milliseconds timeout = std::chrono::seconds(120)) const;
     /// A text file as the form field "workflow".
     Result<Json> upload(std::string const& target, std::string const& file_name, std::string const& content) const;
+    /// The same field as a path that the server opens.
+    Result<Json> upload_path(std::string const& target, std::string const& path) const;
     Result<std::string> text(std::string const& target) const;
     std::string const& url() const noexcept { return url_; }
 
 private:
+    Result<Json> form(std::string const& target, std::string const& about, std::string const& content) const;
     Result<net::Response> send(std::string method, std::string const& target, net::Headers headers, std::string body,
                                std::chrono::milliseconds timeout) const;
     std::string url_;
@@ -64,6 +69,17 @@ std::string ago(Millis instant);
 
 /// An absolute path if it names something here, else as it is (a path on the server).
 std::string path_for_server(std::string const& path);
+
+/// What -p and -P of OCR-D's commands give: JSON objects or files with one, then single values; what is no JSON is text. Usage.
+Result<Json> parameters_from(std::vector<std::string> const& files, std::vector<std::pair<std::string, std::string>> const& pairs);
+
+/// CACHED, QUEUED and RUNNING are not.
+bool is_final_state(std::string const& state);
+
+/// Asks `target` until `ended` says so of its document; a server that is away is waited for. `slowest`: the longest pause between two
+/// questions. Timeout.
+Result<Json> follow(Api const& api, std::string const& target, std::string const& what, std::optional<std::chrono::seconds> limit,
+                    std::function<bool(Json const&)> ended, std::chrono::milliseconds slowest = std::chrono::milliseconds(1000));
 
 /// Follows a workflow until it has ended, with progress on stderr. The final document of /v1/workflows/ID. While the server is away
 /// it waits for it. Timeout.

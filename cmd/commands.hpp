@@ -22,6 +22,7 @@ void add_validate(CLI::App& app, int& exit_code);
 void add_ocr(CLI::App& app, int& exit_code);
 void add_job(CLI::App& app, int& exit_code);
 void add_workflow(CLI::App& app, int& exit_code);
+void add_ocrd_client(CLI::App& app, int& exit_code); // client: what `ocrd network client` does
 
 // looking
 void add_status(CLI::App& app, int& exit_code);

@@ -28,23 +28,6 @@ struct JobOptions {
 
 std::string target_of(std::string const& id) { return "/v1/jobs/" + net::percent_encode(id); }
 
-Result<Json> parameters_of(JobOptions const& options) {
-    auto parameters = Json::object();
-    for (auto const& text : options.parameter_files) {
-        std::error_code ignored;
-        auto content = std::filesystem::is_regular_file(text, ignored) ? read_file(text) : Result<std::string>(text);
-        if (!content) return fail(content.error());
-        auto json = parse_json(*content);
-        if (!json || !json->is_object()) return fail(ErrorKind::Usage, "-p {}: it is neither a JSON object nor a file with one", text);
-        parameters.update(*json);
-    }
-    for (auto const& [key, value] : options.pairs) {
-        auto json = parse_json(value);
-        parameters[key] = json ? *json : Json(value); // what is no JSON is text, as in OCR-D
-    }
-    return parameters;
-}
-
 void print_job(Json const& job) {
     fmt::print("{}  {}  {}\n", job.value("job_id", ""), job.value("processor_name", ""), job.value("state", ""));
     auto line = [&](char const* label, std::string const& text) {
@@ -70,7 +53,7 @@ void print_job(Json const& job) {
 int ended_code(Json const& job) { return job.value("state", "") == "SUCCESS" ? 0 : 1; }
 
 int run_job(JobOptions const& options, Api const& api) {
-    auto parameters = parameters_of(options);
+    auto parameters = parameters_from(options.parameter_files, options.pairs);
     if (!parameters) return complain("job run", parameters.error());
     Json body;
     body["path_to_mets"] = path_for_server(options.mets);

@@ -25,6 +25,7 @@ void add_commands(CLI::App& app, int& exit_code) {
     ocrctl::add_logs(app, exit_code);
     ocrctl::add_job(app, exit_code);
     ocrctl::add_workflow(app, exit_code);
+    ocrctl::add_ocrd_client(app, exit_code);
     ocrctl::add_validate(app, exit_code);
     ocrctl::add_plan(app, exit_code);
     ocrctl::add_trust(app, exit_code);

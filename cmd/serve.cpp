@@ -4,7 +4,9 @@
 #include "deployer/converge.hpp"
 #include "lib/async/on_thread.hpp"
 #include "lib/async/within.hpp"
+#include "lib/ledger/paths.hpp"
 #include "lib/log/log.hpp"
+#include "lib/process/process.hpp"
 #include "processing_server/server.hpp"
 
 #include <CLI/CLI.hpp>
@@ -21,7 +23,7 @@ constexpr std::chrono::seconds kSaveLimit{20}; // of an orderly stop
 /// The Deployer behind the server's interface; its calls block, so they run on threads of their own.
 class DeployerConverger final : public server::Converger {
 public:
-    explicit DeployerConverger(std::filesystem::path state) : converge_(std::move(state)) {}
+    explicit DeployerConverger(std::filesystem::path state) : state_(state), converge_(std::move(state)) {}
     ~DeployerConverger() override { pool_.join(); }
 
     awaitable<Result<void>> bring_back(std::string host) override {
@@ -29,7 +31,31 @@ public:
         co_return co_await on_thread(pool_, std::move(work));
     }
 
+    awaitable<Result<void>> stop_all() override {
+        ledger::StatePaths paths{state_};
+        if (!std::filesystem::exists(paths.deployment()))
+            co_return fail(ErrorKind::Conflict, "{} is no deployment's state folder: end this server by SIGTERM",
+                           state_.native());
+        process::SpawnOptions options;
+        options.argv = {"ocrctl", "kill-all", "--state", state_.native()};
+        options.executable = "/proc/self/exe";
+        // It is no part of the deployment: without the marks it is not ended with it.
+        options.inherit_env = false;
+        for (char** entry = environ; *entry != nullptr; ++entry) {
+            std::string_view text(*entry);
+            auto name = text.substr(0, text.find('='));
+            if (name != process::kDeploymentMark && name != process::kHostMark && name != process::kEntryMark)
+                options.env[std::string(name)] = std::string(text.substr(std::min(text.size(), name.size() + 1)));
+        }
+        options.log = paths.logs() / "kill-all.log";
+        auto child = process::spawn(options);
+        if (!child) co_return fail(child.error().during("start kill-all"));
+        log::Logger("server").info("deployment.stop", log::kv("pid", child->identity.pid));
+        co_return Result<void>{};
+    }
+
 private:
+    std::filesystem::path state_;
     deployer::Converge converge_;
     asio::thread_pool pool_{4};
 };

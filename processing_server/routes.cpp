@@ -5,6 +5,7 @@
 #include "lib/base/text.hpp"
 #include "lib/net/form.hpp"
 #include "lib/tools/catalogue.hpp"
+#include "processing_server/openapi.hpp"
 
 #include <algorithm>
 #include <charconv>
@@ -89,32 +90,6 @@ std::string local_minute() {
     return text;
 }
 
-constexpr std::pair<char const*, char const*> kDocumented[] = {
-    {"GET", "/"}, {"GET", "/processor"}, {"GET", "/processor/info/{name}"}, {"POST", "/processor/run/{name}"},
-    {"GET", "/processor/job/{job_id}"}, {"GET", "/processor/log/{job_id}"}, {"POST", "/workflow"}, {"GET", "/workflow/{workflow_id}"},
-    {"PUT", "/workflow/{workflow_id}"}, {"POST", "/workflow/run"}, {"GET", "/workflow/job-simple/{id}"}, {"GET", "/workflow/job/{id}"},
-    {"DELETE", "/kill_mets_server_zombies"}, {"GET", "/v1"}, {"GET", "/v1/status"}, {"GET", "/v1/jobs"}, {"GET", "/v1/jobs/{id}"},
-    {"POST", "/v1/jobs/{id}/cancel"}, {"GET", "/v1/workflows/{id}"}, {"POST", "/v1/drain"}, {"POST", "/v1/undrain"}, {"GET", "/v1/agents/connect"},
-    {"GET", "/healthz"}, {"GET", "/readyz"}, {"GET", "/openapi.json"}, {"GET", "/docs"}};
-
-Json openapi() {
-    Json paths = Json::object();
-    for (auto const& [method, path] : kDocumented) {
-        std::string lower(method);
-        std::ranges::transform(lower, lower.begin(), [](unsigned char c) { return std::tolower(c); });
-        Json operation{{"responses", {{"200", {{"description", "success"}}}, {"default", {{"description", "an object with the key detail"}}}}}};
-        Json parameters = Json::array();
-        std::string_view rest(path);
-        for (auto open = rest.find('{'); open != std::string_view::npos; open = rest.find('{', open + 1)) {
-            auto name = rest.substr(open + 1, rest.find('}', open) - open - 1);
-            parameters.push_back(Json{{"name", std::string(name)}, {"in", "path"}, {"required", true}, {"schema", {{"type", "string"}}}});
-        }
-        if (!parameters.empty()) operation["parameters"] = parameters;
-        paths[path][lower] = operation;
-    }
-    return Json{{"openapi", "3.1.0"}, {"info", {{"title", "ocrctl processing server"}, {"version", std::string(tools::version())}}}, {"paths", paths}};
-}
-
 Json with_state(Job const& job) { return job_output(job); }
 
 } // namespace
@@ -175,31 +150,39 @@ void add_routes(net::Router& router, RouteContext context) {
     simple("GET", "/v1", [shared](Request const&) {
         return Response::json(200, Json{{"name", shared->settings.name}, {"deployment", shared->settings.deployment}, {"version", std::string(tools::version())}});
     });
-    simple("GET", "/openapi.json", [](Request const&) { return Response::json(200, openapi()); });
-    simple("GET", "/docs", [](Request const&) {
-        std::string text = "The routes of this server; each error body is an object with the key \"detail\".\n\n";
-        for (auto const& [method, path] : kDocumented) text += fmt::format("{:6} {}\n", method, path);
-        return Response::text(200, text + "\nThe OCR-D routes answer as `ocrd network processing-server` does. Machine-readable: /openapi.json\n");
+    simple("GET", "/openapi.json", [&router](Request const&) { return Response::json(200, openapi(router)); });
+    for (auto const* path : {"/docs", "/redoc"})
+        simple("GET", path, [&router](Request const&) { return Response::text(200, docs_page(openapi(router)), "text/html; charset=utf-8"); });
+    add("POST", "/stop", [shared](Request request) -> awaitable<Response> {
+        // Browsers say where a request comes from; a page of elsewhere must not end a deployment on this machine.
+        auto origin = request.headers.get("Origin");
+        if (!origin.empty() && origin.substr(std::min(origin.size(), origin.find("://") + 3)) != request.headers.get("Host"))
+            co_return Response::error(403, fmt::format("POST /stop from a page of {} is refused", origin));
+        if (shared->converger == nullptr) co_return Response::error(409, "this server was not started by a deployment: end it by SIGTERM");
+        auto stopping = co_await shared->converger->stop_all();
+        if (!stopping) co_return Response::error(stopping.error());
+        shared->jobs.close_intake();
+        ++shared->version;
+        co_return Response::json(200, nullptr);
     });
-    simple("POST", "/stop", [](Request const&) { return Response::error(409, "NOT_SUPPORTED: stop the deployment with `ocrctl kill-all`"); });
     simple("DELETE", "/kill_mets_server_zombies", [](Request const& request) {
         if (request.has_query("minutes_ago") && !number(request.query_or("minutes_ago"))) return malformed("minutes_ago: expected a whole number");
         if (request.has_query("dry_run") && !boolean(request.query_or("dry_run"))) return malformed("dry_run: expected true or false");
         return Response::json(200, Json::array()); // the METS lives in this process: there are none
     });
     simple("GET", "/processor", [shared](Request const&) { return Response::json(200, Json(shared->dispatcher.processors())); });
-    simple("GET", "/processor/info/{name}", [shared](Request const& request) {
-        auto const* tool = shared->jobs.tool(request.param("name"));
-        if (tool == nullptr) return Response::error(404, fmt::format("{} is not in the tool catalogue", request.param("name")));
+    simple("GET", "/processor/info/{processor_name}", [shared](Request const& request) {
+        auto const* tool = shared->jobs.tool(request.param("processor_name"));
+        if (tool == nullptr) return Response::error(404, fmt::format("{} is not in the tool catalogue", request.param("processor_name")));
         return Response::json(200, *tool);
     });
 
-    add("POST", "/processor/run/{name}", [shared](Request request) -> awaitable<Response> {
+    add("POST", "/processor/run/{processor_name}", [shared](Request request) -> awaitable<Response> {
         auto type = request.headers.get("Content-Type");
         if (type.find("json") == std::string_view::npos) co_return malformed("body: expected JSON (Content-Type: application/json)");
         auto body = request.json();
         if (!body) co_return malformed("body: " + body.error().message());
-        auto job = co_await shared->jobs.submit(request.param("name"), std::move(*body));
+        auto job = co_await shared->jobs.submit(request.param("processor_name"), std::move(*body));
         if (!job) co_return refusal(job.error());
         co_return Response::json(200, job_output(*job));
     });
@@ -268,13 +251,13 @@ void add_routes(net::Router& router, RouteContext context) {
         if (!workflow) co_return refusal(workflow.error());
         co_return Response::json(200, workflow_output(*workflow));
     });
-    add("GET", "/workflow/job-simple/{id}", [shared](Request request) -> awaitable<Response> {
-        auto state = co_await shared->jobs.workflow_state(WorkflowId(request.param("id")));
+    add("GET", "/workflow/job-simple/{workflow_job_id}", [shared](Request request) -> awaitable<Response> {
+        auto state = co_await shared->jobs.workflow_state(WorkflowId(request.param("workflow_job_id")));
         if (!state) co_return refusal(state.error());
         co_return Response::json(200, Json{{"state", wire(*state)}});
     });
-    add("GET", "/workflow/job/{id}", [shared](Request request) -> awaitable<Response> {
-        auto status = co_await shared->jobs.workflow_status(WorkflowId(request.param("id")));
+    add("GET", "/workflow/job/{workflow_job_id}", [shared](Request request) -> awaitable<Response> {
+        auto status = co_await shared->jobs.workflow_status(WorkflowId(request.param("workflow_job_id")));
         if (!status) co_return refusal(status.error());
         co_return Response::json(200, *status);
     });

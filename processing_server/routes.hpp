@@ -5,6 +5,7 @@
 #include "lib/net/router.hpp"
 #include "processing_server/agent_hub.hpp"
 #include "processing_server/callbacks.hpp"
+#include "processing_server/converger.hpp"
 #include "processing_server/job_service.hpp"
 #include "processing_server/results.hpp"
 
@@ -19,6 +20,7 @@ struct RouteContext {
     Results& results;
     AgentHub& agents;
     Callbacks& callbacks;
+    Converger* converger; // may be missing: a server without a deployment
     asio::thread_pool& pool;
     std::string const& url;
     bool const& started;

@@ -35,7 +35,7 @@ void remove_staging_of(std::filesystem::path const& workspace, std::vector<std::
 // In the order of dependence: destruction runs backwards.
 struct ProcessingServer::Parts {
     Parts(asio::io_context& context, Settings s, Converger* c)
-        : io(context.get_executor()), settings(std::move(s)), pool(4), tasks(io, "server"), workspaces(io, pool),
+        : io(context.get_executor()), settings(std::move(s)), converger(c), pool(4), tasks(io, "server"), workspaces(io, pool),
           agents(io, settings, c), status_changed(io) {}
     ~Parts() {
         if (store) store->close();
@@ -53,6 +53,7 @@ struct ProcessingServer::Parts {
     asio::any_io_executor io;
     log::Logger log{"server"};
     Settings settings;
+    Converger* converger;
     Fd lock; // one server on this state
     std::string url;
     int port = 0;
@@ -107,7 +108,7 @@ awaitable<Result<void>> ProcessingServer::Parts::start() {
     // The port is taken first: what is in use is said before anything is done. Until the Jobs are in memory it answers 503.
     net::ServerOptions options;
     options.max_body = settings.max_body;
-    add_routes(router, RouteContext{settings, *jobs, *book, *dispatcher, *results, agents, *callbacks, pool, url, started, status_changed, version});
+    add_routes(router, RouteContext{settings, *jobs, *book, *dispatcher, *results, agents, *callbacks, converger, pool, url, started, status_changed, version});
     http = std::make_unique<net::HttpServer>(io, router, options);
     auto bound = http->listen(settings.address, static_cast<std::uint16_t>(settings.port));
     if (!bound) co_return std::unexpected(bound.error());

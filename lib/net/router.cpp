@@ -71,6 +71,12 @@ void Router::add_websocket(std::string pattern, WebSocketHandler handler, Upgrad
     routes_.push_back(std::move(route));
 }
 
+std::vector<std::pair<std::string, std::string>> Router::routes() const {
+    std::vector<std::pair<std::string, std::string>> all;
+    for (auto const& route : routes_) all.emplace_back(route.method, "/" + fmt::format("{}", fmt::join(route.segments, "/")));
+    return all;
+}
+
 Router::Match Router::find(Request const& request, bool upgrade) const {
     Match match;
     std::vector<std::string_view> path;

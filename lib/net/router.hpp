@@ -7,6 +7,8 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <utility>
+#include <vector>
 
 namespace ocrctl::net {
 
@@ -21,6 +23,9 @@ class Router {
 public:
     void add(std::string method, std::string pattern, Handler handler);
     void add_websocket(std::string pattern, WebSocketHandler handler, UpgradeCheck check = {});
+
+    /// Method and pattern of each, in the order in which they were added.
+    std::vector<std::pair<std::string, std::string>> routes() const;
 
     struct Match {
         Handler const* handler = nullptr;

@@ -150,7 +150,13 @@ TEST_F(SubmissionTest, AnswersTheOtherRoutesAsOcrdDoes) {
     EXPECT_EQ(server_->get("/no/such").status, 404);
     EXPECT_EQ(server_->request("DELETE", "/processor").status, 405);
     EXPECT_EQ(server_->get("/healthz").status, 200);
-    EXPECT_EQ(server_->get("/openapi.json").status, 200);
+    auto document = *parse_json(server_->get("/openapi.json").body);
+    for (auto const& [path, item] : document["paths"].items())
+        for (auto const& [method, operation] : item.items()) EXPECT_FALSE(operation.contains("x-undocumented")) << method << " " << path;
+    EXPECT_EQ(server_->get("/docs").content_type, "text/html; charset=utf-8");
+    EXPECT_EQ(server_->request("DELETE", "/kill_mets_server_zombies?dry_run=perhaps").status, 422);
+    EXPECT_EQ(server_->request("HEAD", "/processor").status, 405);
+    EXPECT_EQ(server_->request("POST", "/stop").status, 409); // no deployment's server
     auto status = *parse_json(server_->get("/v1/status").body);
     EXPECT_EQ(status["name"], name_);
     EXPECT_EQ(status["broker"]["connected"], true);
