@@ -1,6 +1,6 @@
 #include "deployer/deployer.hpp"
 
-#include "deployer/host_ops.hpp"
+#include "deployer/host_teardown.hpp"
 #include "deployer/host_setup.hpp"
 #include "deployer/ports.hpp"
 #include "lib/base/crash_point.hpp"
@@ -175,7 +175,7 @@ void in_parallel(std::vector<std::string> const& hosts, std::size_t bound, std::
 Result<void> retire(ledger::Ledger& ledger, std::string const& host, Json const& config, std::string const& deployment, std::chrono::seconds grace) {
     auto record = json_to<HostRecord>(config);
     if (!record) return std::unexpected(record.error());
-    auto ops = HostOps::open(host, *record, deployment);
+    auto ops = HostTeardown::open(host, *record, deployment);
     if (!ops) return std::unexpected(ops.error());
     auto closed = (*ops)->close();
     if (!closed) return closed;

@@ -1,7 +1,7 @@
 #include "deployer/kill_all.hpp"
 
 #include "deployer/deployment_file.hpp"
-#include "deployer/host_ops.hpp"
+#include "deployer/host_teardown.hpp"
 #include "deployer/host_setup.hpp"
 #include "lib/base/files.hpp"
 #include "lib/base/text.hpp"
@@ -26,7 +26,7 @@ namespace {
 struct Target {
     std::string name;
     HostRecord record;
-    std::unique_ptr<HostOps> ops;    // nothing while it is unreachable
+    std::unique_ptr<HostTeardown> ops;    // nothing while it is unreachable
     std::optional<Error> unreachable;
     std::vector<std::string> left;
     bool verified = false; // empty, by an earlier look: only then is an agent noted as stopped
@@ -192,7 +192,7 @@ Result<KillAllReport> kill_all(KillAllOptions const& options) {
         if (deployment && !deployment->server.empty()) (void)net::http_request("POST", deployment->server + "/v1/drain", {}, "{}", std::chrono::seconds(1));
     });
     each(targets, [&](Target& target) {
-        auto ops = HostOps::open(target.name, target.record, id);
+        auto ops = HostTeardown::open(target.name, target.record, id);
         if (!ops) return give_up(target, ops.error());
         target.ops = std::move(*ops);
         auto closed = target.ops->close();

@@ -1,4 +1,4 @@
-// The Worker's shell (contracts section 4): takes Tasks from its queue, has them done by an engine, publishes the result,
+// The Worker's shell (docs/contracts.md, "Worker and engine"): takes Tasks from its queue, has them done by an engine, publishes the result,
 // acknowledges. It holds no OCR code; cancel, deadline and crash end the engine, never the shell.
 #pragma once
 

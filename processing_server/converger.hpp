@@ -1,4 +1,4 @@
-// How the server asks for a host to be made right again (contracts section 7). The deployer implements it; cmd/serve.cpp
+// How the server asks for a host to be made right again (docs/contracts.md, "Deployment"). The deployer implements it; cmd/serve.cpp
 // hands it over: the two folders do not include one another.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Keeps a window of each target's Jobs in the broker (contracts sections 2 and 3).
+// Keeps a window of each target's Jobs in the broker (docs/contracts.md, "Store" and "Broker").
 #pragma once
 
 #include "lib/queue/broker.hpp"

@@ -1,4 +1,4 @@
-// Names in the broker (contracts sections 1 and 3).
+// Names in the broker (docs/contracts.md, "Names and ids").
 #pragma once
 
 #include <cstdint>

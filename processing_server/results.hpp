@@ -1,4 +1,4 @@
-// From a Worker's result to SUCCESS (contracts section 5): commit, acknowledge, files into place, METS in memory, dependants,
+// From a Worker's result to SUCCESS (docs/contracts.md): commit, acknowledge, files into place, METS in memory, dependants,
 // METS on disk, end. Each step can be repeated after a crash.
 #pragma once
 

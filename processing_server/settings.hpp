@@ -18,7 +18,7 @@ struct ProcessorSettings {
     int count = 1;
 };
 
-/// A supervised foreign Worker: which vhost is its own, so that it is known which Job it holds (contracts section 6).
+/// A supervised foreign Worker: which vhost is its own, so that it is known which Job it holds (docs/contracts.md, "Foreign Workers").
 struct ForeignWorkerSettings {
     std::string slot;                // its unit's entry
     std::string processor;

@@ -360,7 +360,7 @@ void check_unique_names(Deployment const& c, Reading& reading) {
     }
 }
 
-/// contracts: a Processor has one kind of Worker per deployment, since its Queue belongs to that kind.
+/// docs/contracts.md, "Names and ids": a Processor has one kind of Worker per deployment, since its Queue belongs to that kind.
 void check_one_kind(Deployment const& c, Reading& reading) {
     std::map<std::string, std::pair<WorkerKind, std::string>> kinds;
     for (std::size_t h = 0; h < c.hosts.size(); ++h)

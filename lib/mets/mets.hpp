@@ -1,4 +1,4 @@
-// A METS file in memory, indexed, and the one way back to disk. Rules: OCR-D protocol 5.5 to 5.7, pages.md section 3.
+// A METS file in memory, indexed, and the one way back to disk. Rules: OCR-D protocol 5.5 to 5.7.
 #pragma once
 
 #include "lib/mets/page_namespaces.hpp"

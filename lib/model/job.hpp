@@ -1,5 +1,5 @@
 // A Job: one run of a Processor over pages of a Workspace. The store's ocrctl_jobs document is the truth about it
-// (docs: contracts "Store"). Wire strings of JobState are OCR-D's (OCR-D network protocol, section 1.4).
+// (docs/contracts.md, "Store"). Wire strings of JobState are OCR-D's (OCR-D network protocol, section 1.4).
 #pragma once
 
 #include "lib/base/clock.hpp"

@@ -1,4 +1,4 @@
-// What a Worker is given and what it gives back (contracts section 3): the body of AMQP messages and of the frames
+// What a Worker is given and what it gives back (docs/contracts.md, "Broker"): the body of AMQP messages and of the frames
 // between a Worker and its engine. Files are named by METS-relative path, never by absolute path; WorkspaceAccess on the
 // Worker's side turns a workspace id into a local folder.
 #pragma once

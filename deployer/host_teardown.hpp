@@ -1,4 +1,4 @@
-// What kill-all does on one Host: by function call on this machine, by `ocrctl host ...` over SSH on others.
+// Brings one Host back to nothing: by lib/hostops on this machine, by `ocrctl host ...` over SSH on others.
 #pragma once
 
 #include "deployer/host_setup.hpp"
@@ -12,10 +12,10 @@
 namespace ocrctl::deployer {
 
 /// One thread at a time. An error means that the Host could not be asked or refused; what was done there stays done.
-class HostOps {
+class HostTeardown {
 public:
     /// Connects; brings the program there if it is gone.
-    static Result<std::unique_ptr<HostOps>> open(std::string const& host, HostRecord const& record, std::string deployment);
+    static Result<std::unique_ptr<HostTeardown>> open(std::string const& host, HostRecord const& record, std::string deployment);
 
     /// Nothing is started there any more.
     Result<void> close();
@@ -27,7 +27,7 @@ public:
     Result<void> clean(bool purge);
 
 private:
-    HostOps(std::string host, HostRecord record, std::string deployment, std::unique_ptr<HostDriver> driver);
+    HostTeardown(std::string host, HostRecord record, std::string deployment, std::unique_ptr<HostDriver> driver);
     Result<Output> host_command(std::vector<std::string> arguments, std::chrono::milliseconds limit);
     Result<hostops::ScanReport> scan();
 

@@ -1,4 +1,4 @@
-#include "deployer/host_ops.hpp"
+#include "deployer/host_teardown.hpp"
 
 #include "deployer/deployment_file.hpp"
 #include "lib/base/files.hpp"
@@ -11,10 +11,10 @@ namespace ocrctl::deployer {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-HostOps::HostOps(std::string host, HostRecord record, std::string deployment, std::unique_ptr<HostDriver> driver)
+HostTeardown::HostTeardown(std::string host, HostRecord record, std::string deployment, std::unique_ptr<HostDriver> driver)
     : host_(std::move(host)), record_(std::move(record)), deployment_(std::move(deployment)), driver_(std::move(driver)) {}
 
-Result<std::unique_ptr<HostOps>> HostOps::open(std::string const& host, HostRecord const& record, std::string deployment) {
+Result<std::unique_ptr<HostTeardown>> HostTeardown::open(std::string const& host, HostRecord const& record, std::string deployment) {
     auto driver = driver_for(host, record);
     if (!driver) return std::unexpected(driver.error());
     auto known = record;
@@ -30,10 +30,10 @@ Result<std::unique_ptr<HostOps>> HostOps::open(std::string const& host, HostReco
             if (!brought) return std::unexpected(brought.error());
         }
     }
-    return std::unique_ptr<HostOps>(new HostOps(host, std::move(known), std::move(deployment), std::move(*driver)));
+    return std::unique_ptr<HostTeardown>(new HostTeardown(host, std::move(known), std::move(deployment), std::move(*driver)));
 }
 
-Result<Output> HostOps::host_command(std::vector<std::string> arguments, milliseconds limit) {
+Result<Output> HostTeardown::host_command(std::vector<std::string> arguments, milliseconds limit) {
     std::vector<std::string> argv{record_.binary, "host"};
     argv.insert(argv.end(), arguments.begin(), arguments.end());
     auto output = driver_->run(argv, {}, limit);
@@ -46,14 +46,14 @@ Result<Output> HostOps::host_command(std::vector<std::string> arguments, millise
     return output;
 }
 
-Result<void> HostOps::close() {
+Result<void> HostTeardown::close() {
     if (driver_->local()) return hostops::close(record_.state);
     auto output = host_command({"close", "--state", record_.state}, seconds(30));
     if (!output) return std::unexpected(output.error());
     return {};
 }
 
-Result<hostops::StopReport> HostOps::stop(std::vector<std::string> const& kinds, seconds grace) {
+Result<hostops::StopReport> HostTeardown::stop(std::vector<std::string> const& kinds, seconds grace) {
     if (driver_->local()) {
         auto parsed = hostops::parse_kinds(join(kinds, ","));
         if (!parsed) return std::unexpected(parsed.error());
@@ -64,14 +64,14 @@ Result<hostops::StopReport> HostOps::stop(std::vector<std::string> const& kinds,
     return json_to<hostops::StopReport>(std::string_view(output->out));
 }
 
-Result<hostops::ScanReport> HostOps::scan() {
+Result<hostops::ScanReport> HostTeardown::scan() {
     if (driver_->local()) return hostops::scan(record_.state, deployment_, host_);
     auto output = host_command({"scan", "--state", record_.state, "--deployment", deployment_, "--host", host_, "--json"}, seconds(30));
     if (!output) return std::unexpected(output.error());
     return json_to<hostops::ScanReport>(std::string_view(output->out));
 }
 
-Result<std::vector<std::string>> HostOps::sweep(seconds grace) {
+Result<std::vector<std::string>> HostTeardown::sweep(seconds grace) {
     auto found = scan();
     if (!found) return std::unexpected(found.error());
     if (!found->processes.empty()) {
@@ -100,7 +100,7 @@ Result<std::vector<std::string>> HostOps::sweep(seconds grace) {
     return left;
 }
 
-Result<void> HostOps::clean(bool purge) {
+Result<void> HostTeardown::clean(bool purge) {
     if (driver_->local()) {
         auto cleaned = hostops::clean(record_.state, deployment_, host_);
         if (cleaned && purge) remove_tree(record_.state);
