@@ -40,7 +40,7 @@ Result<void> check(DesiredState const& wanted) {
 
 /// Wires the parts together, in the order in which they need one another.
 struct Agent::Impl final : AgentCommands {
-    explicit Impl(AgentOptions const& options) : state(options.host_dir, options.build) {}
+    explicit Impl(AgentOptions options) : state(std::move(options)) {}
 
     AgentState state;                                         // the folder, the ledger, what is wanted
     std::optional<ledger::LockFile> lock;                     // one agent a folder
@@ -171,9 +171,10 @@ struct Agent::Impl final : AgentCommands {
         state.tasks.spawn("control", control.accept());
         state.tasks.spawn("lease", watch_lease());
         state.tasks.spawn("server", server.dial());
+        state.tasks.spawn("silence", workers.watch_silence());
         state.tasks.spawn("signals", watch_signals());
         state.tasks.spawn("children", watch_children());
-        state.log.info("agent.started", kv(field::kPid, ::getpid()), kv("build", state.build),
+        state.log.info("agent.started", kv(field::kPid, ::getpid()), kv("build", state.options.build),
                        kv(field::kPath, state.paths.socket().string()));
         state.io.run();
         if (supervisor.blocked()) {
@@ -186,7 +187,7 @@ struct Agent::Impl final : AgentCommands {
     }
 };
 
-Agent::Agent(AgentOptions options) : impl_(std::make_unique<Impl>(options)) {}
+Agent::Agent(AgentOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
 Agent::~Agent() = default;
 
 Result<void> Agent::run() {

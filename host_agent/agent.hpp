@@ -4,6 +4,7 @@
 
 #include "lib/base/error.hpp"
 
+#include <chrono>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -13,9 +14,12 @@ namespace ocrctl::host_agent {
 struct AgentOptions {
     std::filesystem::path host_dir; // desired.json, ledger.jsonl, agent.sock, logs/ ... (lib/ledger/paths.hpp)
     std::string build;              // what the report names as agent_build
+    std::chrono::milliseconds silence =
+        std::chrono::seconds(10); // a Worker that shows no life for so long is killed and started again
 };
 
-/// Owns everything of the process: one io thread (the caller of run), a few threads for what blocks. Make one per process.
+/// Owns everything of the process: one io thread (the caller of run), a few threads for what blocks. Make one per
+/// process.
 class Agent {
 public:
     explicit Agent(AgentOptions options);

@@ -9,8 +9,8 @@ namespace field = log::field;
 using log::kv;
 using namespace asio::experimental::awaitable_operators;
 
-AgentState::AgentState(fs::path const& host_dir, std::string build_id)
-    : build(std::move(build_id)), paths{fs::absolute(host_dir).lexically_normal()} {}
+AgentState::AgentState(AgentOptions given)
+    : options(std::move(given)), paths{fs::absolute(options.host_dir).lexically_normal()} {}
 
 void AgentState::notify() {
     ++version;

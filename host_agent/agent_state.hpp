@@ -2,6 +2,7 @@
 // Internal.
 #pragma once
 
+#include "host_agent/agent.hpp"
 #include "host_agent/agent_unit.hpp"
 #include "lib/async/event.hpp"
 #include "lib/async/task_group.hpp"
@@ -18,9 +19,9 @@ namespace ocrctl::host_agent {
 
 /// Lives on the io thread and outlives all parts. Whoever changes what a report shows calls notify().
 struct AgentState {
-    AgentState(std::filesystem::path const& host_dir, std::string build_id);
+    explicit AgentState(AgentOptions given);
 
-    std::string build; // what the report names as agent_build
+    AgentOptions options;
     ledger::HostPaths paths;
     log::Logger log{"agent"};
     asio::io_context io{1};

@@ -39,7 +39,10 @@ struct Unit {
     Fd pidfd;
     std::optional<process::ExitStatus> exit; // set by its watcher
     bool ready = false, hello = false;
-    bool late = false;                       // killed because it was not ready in time
+    bool late = false;  // killed because it was not ready in time
+    bool beats = false; // its Worker promised a sign of life every few seconds
+    int silent = 0;     // ticks of our own without one (worker_channel.hpp)
+    bool hung = false;  // killed because there was none
     SteadyClock::time_point started{}, ready_since{};
     std::uintmax_t log_start = 0;
 

@@ -110,6 +110,8 @@ awaitable<void> ControlSocket::handle(SessionPtr session, Json request) {
         workers_.hello(session, request);
     } else if (op == "state") {
         workers_.state(session, request);
+    } else if (op == "beat") {
+        workers_.beat(session);
     } else if (op == "status") {
         session->send(Json{{"ok", true}, {"report", supervisor_.report()}});
     } else if (op == "watch") {

@@ -89,7 +89,7 @@ HostReport Supervisor::report() const {
     HostReport report;
     report.deployment = agent_.desired.deployment;
     report.host = agent_.desired.host;
-    report.agent_build = agent_.build;
+    report.agent_build = agent_.options.build;
     report.boot_id = process::boot_id();
     report.agent_pid = ::getpid();
     report.generation = agent_.desired.generation;
@@ -123,7 +123,7 @@ awaitable<void> Supervisor::supervise(UnitPtr unit) {
                 after_exit(*unit);
                 continue;
             }
-            if (unit->unwanted()) {
+            if (unit->unwanted() || unit->hung) {
                 co_await end(unit);
                 continue;
             }
@@ -253,7 +253,8 @@ void Supervisor::begin(UnitPtr const& unit) {
     ++unit->incarnation;
     unit->running = true;
     unit->exit.reset();
-    unit->ready = unit->hello = unit->late = unit->was_ready = unit->stuck = false;
+    unit->ready = unit->hello = unit->late = unit->was_ready = unit->stuck = unit->beats = unit->hung = false;
+    unit->silent = 0;
     unit->to_worker = nullptr;
     unit->job.clear();
     unit->started = SteadyClock::now();
@@ -302,6 +303,9 @@ void Supervisor::after_exit(Unit& unit) {
     auto status = *unit.exit;
     auto detail = exit_detail(status, log_end(log_file(unit), unit.log_start));
     if (unit.late) detail = fmt::format("was not ready within {} s", unit.spec.ready.timeout_s);
+    if (unit.hung)
+        detail = fmt::format("gave no sign of life for {} s and was killed",
+                             std::chrono::ceil<seconds>(agent_.options.silence).count());
     agent_.record(ledger::exited(unit.spec.entry, detail));
     bool healthy = unit.was_ready && SteadyClock::now() - unit.ready_since >= 60s;
     bool worked = unit.was_ready && !unit.late;
@@ -342,13 +346,18 @@ awaitable<process::StopOutcome> Supervisor::stop_now(process::StopTarget target,
 /// the exit; if it cannot be ended, that is reported and tried again.
 awaitable<void> Supervisor::end(UnitPtr unit) {
     auto grace = unit->grace.value_or(seconds(unit->spec.grace_s));
-    set_state(*unit, UnitState::Stopping, unit->late ? "is not ready in time" : "");
+    set_state(*unit, UnitState::Stopping,
+              unit->late   ? "is not ready in time"
+              : unit->hung ? "gives no sign of life"
+                           : "");
     bool worker = unit->spec.kind == UnitKind::Worker;
-    if (worker && !unit->late && unit->to_worker && unit->to_worker(Json{{"op", "drain"}})) {
+    if (unit->hung) {
+        grace = 0ms; // it would not hear us
+    } else if (worker && !unit->late && unit->to_worker && unit->to_worker(Json{{"op", "drain"}})) {
         if (!unit->drain_until) unit->drain_until = SteadyClock::now() + grace;
-        while (!unit->exit && SteadyClock::now() < *unit->drain_until)
+        while (!unit->exit && !unit->hung && SteadyClock::now() < *unit->drain_until)
             co_await agent_.changed(unit->drain_until); // op stop may shorten it
-        grace = std::min<milliseconds>(grace, 2s);
+        grace = unit->hung ? 0ms : std::min<milliseconds>(grace, 2s);
     } else if (!unit->spec.stop_argv.empty() && !unit->exit) {
         process::SpawnOptions ask;
         ask.argv = unit->spec.stop_argv;

@@ -37,6 +37,7 @@ public:
     void set_state(Unit& unit, UnitState state, std::string detail);
 
     UnitPtr find(std::string const& entry) const; // nothing if there is none
+    std::map<std::string, UnitPtr> const& units() const noexcept { return units_; }
     HostReport report() const;
     bool empty() const noexcept { return units_.empty(); }
     /// A process is being ended right now: joining the threads could take as long as its grace.

@@ -24,6 +24,7 @@ using log::kv;
 using AgentSocket = asio::local::stream_protocol::socket;
 
 constexpr auto kRetryBroken = 30s; // a model may have been installed meanwhile
+constexpr auto kBeat = 2s; // the agent waits for several of these before it thinks us dead
 constexpr std::size_t kRemembered = 4096;
 
 std::string key_of(Task const& task) { return fmt::format("{}/{}/{}", task.job.str(), task.shard, task.attempt); }
@@ -416,11 +417,16 @@ awaitable<void> read_lines(AgentSocket& socket, std::function<void(std::string c
     }
 }
 
+awaitable<bool> news(Event& changed) {
+    co_await changed.wait();
+    co_return true;
+}
+
 awaitable<void> write_reports(AgentSocket& socket, Json const& report, bool& due, Event& changed) {
     for (;;) {
-        while (!due) co_await changed.wait();
+        if (!due) (void)co_await within(kBeat, news(changed));
+        auto line = dump(due ? report : Json{{"op", "beat"}}) + "\n"; // without news a sign of life
         due = false;
-        auto line = dump(report) + "\n";
         auto [error, size] = co_await asio::async_write(socket, asio::buffer(line), as_tuple);
         if (error) {
             due = true;
@@ -450,7 +456,7 @@ awaitable<void> Worker::agent_link() {
         if (said) log_.info("agent.back");
         said = false;
         back_off = 50ms;
-        auto hello = dump(Json{{"op", "hello"}, {"slot", options_.slot}, {"pid", ::getpid()}}) + "\n";
+        auto hello = dump(Json{{"op", "hello"}, {"slot", options_.slot}, {"pid", ::getpid()}, {"beats", true}}) + "\n";
         auto [failed, size] = co_await asio::async_write(socket, asio::buffer(hello), as_tuple);
         if (!failed) {
             report_due_ = !report_.is_null();

@@ -1,5 +1,7 @@
 #include "host_agent/worker_channel.hpp"
 
+#include "lib/async/within.hpp"
+
 #include <algorithm>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -24,6 +26,8 @@ void WorkerChannel::hello(SessionPtr const& session, Json const& request) {
     }
     session->slot = slot;
     unit->hello = true;
+    unit->beats = request.value("beats", false); // one of an older build does not
+    unit->silent = 0;
     std::weak_ptr<Session> weak = session;
     unit->to_worker = [weak](Json const& message) {
         auto alive = weak.lock();
@@ -41,6 +45,7 @@ void WorkerChannel::state(SessionPtr const& session, Json const& request) {
     if (!place) return;
     auto& unit = *place;
     if (!unit.running || unit.exit) return;
+    unit.silent = 0;
     auto text = [&](char const* key) {
         auto value = request.find(key);
         return value != request.end() && value->is_string() ? value->get<std::string>() : std::string();
@@ -74,6 +79,25 @@ void WorkerChannel::state(SessionPtr const& session, Json const& request) {
         supervisor_.set_state(unit, UnitState::Starting, detail);
     }
     if (moved) agent_.notify();
+}
+
+void WorkerChannel::beat(SessionPtr const& session) {
+    if (auto unit = session->slot.empty() ? nullptr : supervisor_.find(session->slot)) unit->silent = 0;
+}
+
+awaitable<void> WorkerChannel::watch_silence() {
+    constexpr int kTicks = 10;
+    auto tick = agent_.options.silence / kTicks;
+    while (co_await pause(tick)) {
+        for (auto const& [slot, unit] : supervisor_.units()) {
+            if (!unit->beats || !unit->running || unit->exit || unit->hung) continue;
+            if (++unit->silent <= kTicks) continue;
+            agent_.log.warn("worker.silent", kv(field::kSlot, slot),
+                            kv(field::kPid, unit->identity ? unit->identity->pid : 0), kv(field::kJob, unit->job));
+            unit->hung = true;
+            agent_.notify();
+        }
+    }
 }
 
 bool WorkerChannel::cancel(std::string const& slot, std::string const& job) {

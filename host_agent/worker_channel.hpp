@@ -1,7 +1,8 @@
 // What Workers and their agent say to each other on the control socket. Internal to the host agent.
 //
-//     Worker -> agent   {"op":"hello","slot"}  {"op":"state","state","detail","job","pages","pages_done","jobs_done"}
-//     agent -> Worker   {"op":"assign","assignment"}  {"op":"cancel","job"}  {"op":"drain"}
+//     Worker -> agent   {"op":"hello","slot","beats"}
+//     {"op":"state","state","detail","job","pages","pages_done","jobs_done"}  {"op":"beat"} agent -> Worker
+//     {"op":"assign","assignment"}  {"op":"cancel","job"}  {"op":"drain"}
 #pragma once
 
 #include "host_agent/control_session.hpp"
@@ -18,6 +19,15 @@ public:
     void hello(SessionPtr const& session, Json const& request);
     /// What it is doing.
     void state(SessionPtr const& session, Json const& request);
+    /// It lives.
+    void beat(SessionPtr const& session);
+    /// Has Workers ended that promised signs of life and give none: stopped ones, and those whose thread hangs. Until
+    /// the agent quits.
+    ///
+    /// Silence is counted in ticks of the agent's own, each worth the same however long it took: what passes while the
+    /// agent is stopped, starved or suspended together with its Workers is one tick. A busy engine is another process
+    /// and delays no beat.
+    awaitable<void> watch_silence();
     /// Tells the Worker of this slot to give up a Job; false if none is connected.
     bool cancel(std::string const& slot, std::string const& job);
 

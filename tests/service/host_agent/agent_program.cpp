@@ -1,4 +1,4 @@
-// agent_program HOSTDIR: the agent.   agent_program worker SLOT [MODE]: a stand-in for a managed Worker's shell.
+// agent_program HOSTDIR [SILENCE_MS]: the agent.   agent_program worker SLOT [MODE]: a stand-in for a managed Worker's shell.
 #include "host_agent/agent.hpp"
 #include "lib/hostops/control_client.hpp"
 #include "lib/ledger/paths.hpp"
@@ -13,7 +13,8 @@ namespace {
 
 using namespace ocrctl;
 
-// Says hello, is busy when told by the file "busy" in its folder, ends on drain. Mode "mute" never says hello.
+// Says hello, is busy when told by the file "busy" in its folder, ends on drain. Mode "mute" never says hello,
+// "beats" promises signs of life and gives them.
 int worker(std::string const& slot, std::string const& mode) {
     if (mode == "mute")
         for (;;) ::pause();
@@ -24,9 +25,13 @@ int worker(std::string const& slot, std::string const& mode) {
             ::poll(nullptr, 0, 20);
             continue;
         }
-        (void)client->send(Json{{"op", "hello"}, {"slot", slot}, {"pid", ::getpid()}});
+        (void)client->send(Json{{"op", "hello"}, {"slot", slot}, {"pid", ::getpid()}, {"beats", mode == "beats"}});
         for (;;) {
-            auto message = client->receive(std::chrono::hours(1));
+            auto message = client->receive(mode == "beats" ? std::chrono::milliseconds(100) : std::chrono::hours(1));
+            if (!message && message.error().kind() == ErrorKind::Timeout) {
+                (void)client->send(Json{{"op", "beat"}});
+                continue;
+            }
             if (!message) break;
             auto op = message->value("op", std::string());
             if (op == "assign") {
@@ -47,8 +52,10 @@ int worker(std::string const& slot, std::string const& mode) {
 
 int main(int argc, char** argv) {
     if (argc > 2 && std::string(argv[1]) == "worker") return worker(argv[2], argc > 3 ? argv[3] : "");
-    if (argc != 2) return 2;
-    host_agent::Agent agent({argv[1], "test-build"});
+    if (argc < 2) return 2;
+    host_agent::AgentOptions options{argv[1], "test-build"};
+    if (argc > 2) options.silence = std::chrono::milliseconds(std::atoi(argv[2]));
+    host_agent::Agent agent(options);
     auto ended = agent.run();
     if (!ended) fmt::print(stderr, "{}\n", ended.error().message());
     return ended ? 0 : ended.error().exit_code();

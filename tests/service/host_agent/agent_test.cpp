@@ -64,7 +64,7 @@ protected:
 
     void start_agent(std::map<std::string, std::string> env = {}) {
         process::SpawnOptions options;
-        options.argv = {AGENT_PROGRAM, folder.string()};
+        options.argv = {AGENT_PROGRAM, folder.string(), std::to_string(silence.count())};
         options.env = std::move(env);
         options.log = folder / "agent.out";
         auto child = process::spawn(options);
@@ -138,6 +138,7 @@ protected:
 
     fs::path folder = fs::temp_directory_path() / ("oa-" + random_hex(4));
     DesiredState desired;
+    std::chrono::milliseconds silence = 10s;
     std::vector<process::Child> agents;
 };
 
@@ -437,6 +438,64 @@ TEST_F(AgentTest, AWorkerThatDoesNotDrainInTimeIsEnded) {
     EXPECT_TRUE(stopped->at("left").empty());
     EXPECT_LT(std::chrono::steady_clock::now() - begin, 5s);
     EXPECT_TRUE(process::scan(desired.deployment).empty());
+}
+
+TEST_F(AgentTest, AStoppedWorkerIsKilledAndReplaced) {
+    silence = 1s;
+    auto stopped = worker("h1/w/shard-0/rep-0", "beats"), other = worker("h1/w/shard-0/rep-1", "beats");
+    desired.units = {stopped, other};
+    write_desired();
+    start_agent();
+    ASSERT_TRUE(agent_listens());
+    ASSERT_TRUE(reaches(stopped.entry, UnitState::Ready));
+    ASSERT_TRUE(reaches(other.entry, UnitState::Ready));
+    auto pid = unit(stopped.entry).pid, others = unit(other.entry).pid;
+    auto begin = std::chrono::steady_clock::now();
+    ASSERT_EQ(::kill(pid, SIGSTOP), 0);
+    EXPECT_TRUE(eventually([&] { return unit(stopped.entry).pid != pid && unit(stopped.entry).state == UnitState::Ready; }));
+    EXPECT_GE(std::chrono::steady_clock::now() - begin, 900ms);
+    EXPECT_NE(read_file(folder / "ledger.jsonl")->find("gave no sign of life for 1 s and was killed"), std::string::npos);
+    EXPECT_EQ(unit(stopped.entry).restarts, 1);
+    EXPECT_EQ(unit(other.entry).pid, others);
+    EXPECT_EQ(unit(other.entry).restarts, 0);
+}
+
+TEST_F(AgentTest, AStoppedWorkerThatIsToDrainIsKilledToo) {
+    silence = 500ms;
+    auto spec = worker("h1/w/shard-0/rep-0", "beats");
+    desired.units = {spec};
+    write_desired();
+    start_agent();
+    ASSERT_TRUE(agent_listens());
+    ASSERT_TRUE(reaches(spec.entry, UnitState::Ready));
+    ASSERT_EQ(::kill(unit(spec.entry).pid, SIGSTOP), 0);
+    auto begin = std::chrono::steady_clock::now();
+    auto stopped = ask(Json{{"op", "stop"}, {"kinds", {"worker"}}, {"grace_s", 60}});
+    ASSERT_TRUE(stopped.has_value());
+    EXPECT_TRUE(stopped->at("left").empty());
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, 15s);
+}
+
+TEST_F(AgentTest, WhatPassesWhileTheAgentIsStoppedIsNoSilenceOfItsWorkers) {
+    silence = 500ms;
+    auto beating = worker("h1/w/shard-0/rep-0", "beats"), silent = worker("h1/w/shard-0/rep-1");
+    desired.units = {beating, silent}; // the second one is of a build that knows no beats
+    write_desired();
+    start_agent();
+    ASSERT_TRUE(agent_listens());
+    ASSERT_TRUE(reaches(beating.entry, UnitState::Ready));
+    ASSERT_TRUE(reaches(silent.entry, UnitState::Ready));
+    auto pid = unit(beating.entry).pid, other = unit(silent.entry).pid;
+    // Agent and Workers stand still together, as on a suspended machine; the agent comes back first.
+    for (auto one : {agents.back().identity.pid, pid, other}) ASSERT_EQ(::kill(one, SIGSTOP), 0);
+    (void)process::wait_for(agents.back().pidfd.get(), 1500ms);
+    ASSERT_EQ(::kill(agents.back().identity.pid, SIGCONT), 0);
+    for (auto one : {pid, other}) ASSERT_EQ(::kill(one, SIGCONT), 0);
+    // Longer than the silence that would have been too much.
+    (void)process::wait_for(agents.back().pidfd.get(), 1200ms);
+    EXPECT_EQ(unit(beating.entry).pid, pid);
+    EXPECT_EQ(unit(silent.entry).pid, other);
+    EXPECT_EQ(unit(beating.entry).restarts, 0);
 }
 
 TEST_F(AgentTest, AWorkerWithoutHelloCountsAsFailed) {
