@@ -116,6 +116,8 @@ RabbitMqServer::RabbitMqServer() : password_(random_hex(12)) {
     put("home/.erlang.cookie", random_hex(16), 0400);
     put("env.conf", "", 0644);
     put("enabled_plugins", "[].\n", 0644);
+    // The node's name ends in localhost: found here, also where /etc/hosts lacks it (a bare Debian).
+    put("inetrc", "{host, {127,0,0,1}, [\"localhost\"]}.\n{lookup, [file, native]}.\n", 0644);
     put("definitions.json",
         fmt::format(R"({{"users":[{{"name":"ocrctl","password":"{}","tags":["administrator"]}}],"vhosts":[{{"name":"/"}}],)"
                     R"("permissions":[{{"user":"ocrctl","vhost":"/","configure":".*","write":".*","read":".*"}}]}})",
@@ -150,6 +152,7 @@ void RabbitMqServer::start() {
                                  "RABBITMQ_ENABLED_PLUGINS_FILE=" + (folder_ / "enabled_plugins").string(),
                                  fmt::format("RABBITMQ_DIST_PORT={}", dist_port_),
                                  fmt::format("ERL_EPMD_PORT={}", epmd_port_),
+                                 "ERL_INETRC=" + (folder_ / "inetrc").string(),
                                  "ERL_EPMD_ADDRESS=127.0.0.1",
                                  "RUNNING_UNDER_SYSTEMD=true", // the shell replaces itself by the node: one process to signal
                                  "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1} -start_epmd false"};
@@ -192,7 +195,7 @@ void RabbitMqServer::wipe() {
 std::string RabbitMqServer::ctl(std::string const& arguments) const {
     auto command = fmt::format("env -i PATH=/usr/bin:/bin LANG=C.UTF-8 HOME={0}/home RABBITMQ_CONF_ENV_FILE={0}/env.conf "
                                "RABBITMQ_NODENAME=ocrctl-{1}@localhost RABBITMQ_MNESIA_BASE={0}/data RABBITMQ_LOG_BASE={0}/log "
-                               "ERL_EPMD_PORT={2} {3}/rabbitmqctl {4} 2>&1",
+                               "ERL_EPMD_PORT={2} ERL_INETRC={0}/inetrc {3}/rabbitmqctl {4} 2>&1",
                                folder_.string(), port_, epmd_port_, rabbitmq_bin().string(), arguments);
     std::string output;
     if (auto* pipe = ::popen(command.c_str(), "re")) {
