@@ -31,16 +31,6 @@ std::string md5_hex(std::string_view text) {
     return hex;
 }
 
-bool below(std::filesystem::path const& path, std::filesystem::path const& root) {
-    auto part = path.begin();
-    for (auto const& wanted : root) {
-        if (wanted.empty()) continue; // a trailing slash
-        if (part == path.end() || *part != wanted) return false;
-        ++part;
-    }
-    return true;
-}
-
 // --- reading a request's body: the first problem as text
 struct Body {
     Json const& json;
@@ -240,13 +230,7 @@ Answer<JobService::Place> JobService::locate(std::string const& path_to_mets) {
     if (places_.size() > 10'000) places_.clear();
     std::error_code problem;
     auto absolute = std::filesystem::absolute(path_to_mets, problem).lexically_normal();
-    auto allowed = [&](std::filesystem::path const& path) {
-        return settings_.workspaces.empty() || std::ranges::any_of(settings_.workspaces, [&](auto const& root) {
-            if (below(path, root.lexically_normal())) return true;
-            auto real = canonical_path(root);
-            return real && below(path, *real);
-        });
-    };
+    auto allowed = [&](std::filesystem::path const& path) { return below_roots(settings_.workspaces, path); };
     auto forbidden = [&] {
         std::vector<std::string> roots;
         for (auto const& root : settings_.workspaces) roots.push_back(root.native());

@@ -280,8 +280,8 @@ awaitable<bool> Results::apply_some(Keeper& keeper) {
     auto items = std::make_shared<std::vector<Item>>(std::move(keeper.to_apply));
     keeper.to_apply.clear();
     auto folder = keeper.workspace->folder();
-    using Outcomes = std::vector<Result<std::vector<std::string>>>;
-    auto work = [items, folder](mets::Mets& mets) -> Result<Outcomes> {
+    using Outcomes = std::vector<Result<std::uint64_t>>;
+    auto work = [items, folder, workspace = keeper.workspace](mets::Mets& mets) -> Result<Outcomes> {
         Outcomes outcomes;
         for (auto const& item : *items) {
             // First what the METS says: a result that it refuses leaves no file in the workspace.
@@ -298,7 +298,7 @@ awaitable<bool> Results::apply_some(Keeper& keeper) {
                 continue;
             }
             crash_point("server.after-rename");
-            outcomes.push_back(mets::apply(mets, item.files));
+            outcomes.push_back(workspace->apply(mets, item.files));
         }
         return outcomes;
     };
@@ -322,7 +322,7 @@ awaitable<bool> Results::apply_some(Keeper& keeper) {
         auto& outcome = (*done)[i];
         if (outcome) {
             emptied.emplace_back(folder.native(), item.staging);
-            item.obsolete = std::move(*outcome);
+            item.ticket = *outcome;
             if (keeper.unsaved.empty()) keeper.first_unsaved = steady_clock::now();
             auto const* entry = book_.find(item.job);
             if (item.final && entry != nullptr && entry->job.reason.empty()) book_.applied(item.job);
@@ -357,45 +357,37 @@ awaitable<bool> Results::save(Keeper& keeper) {
     auto workspace = keeper.workspace;
     struct Saved {
         std::map<std::size_t, Error> conflicts; // items that do not go with what somebody else wrote
-        bool given_up = false;                  // the METS that somebody else wrote cannot be read
     };
     auto work = [items, workspace, folder = workspace->folder()](mets::Mets& mets) -> Result<Saved> {
         Saved saved;
         crash_point("server.before-save");
-        for (int tries = 0;; ++tries) {
-            auto done = mets.save();
-            if (done) break;
-            if (done.error().kind() != ErrorKind::Conflict || tries == 5) return std::unexpected(done.error());
-            workspace->read_again();
-            if (auto again = mets.reload(); !again) {
-                auto kind = again.error().kind();
-                if (kind != ErrorKind::NotFound && kind != ErrorKind::Invalid) return std::unexpected(again.error());
-                for (std::size_t i = 0; i < items->size(); ++i)
-                    saved.conflicts.emplace(i, again.error().during("the METS was changed by somebody else and cannot be read"));
-                saved.given_up = true;
-                return saved;
-            }
-            workspace->restore(mets);
+        if (auto done = workspace->save(mets); !done) {
+            auto kind = done.error().kind();
+            if (kind != ErrorKind::NotFound && kind != ErrorKind::Invalid) return std::unexpected(done.error());
+            // What somebody else wrote cannot be read.
             for (std::size_t i = 0; i < items->size(); ++i) {
-                if (saved.conflicts.contains(i)) continue;
-                auto applied = mets::apply(mets, (*items)[i].files);
-                if (applied) (*items)[i].obsolete.insert((*items)[i].obsolete.end(), applied->begin(), applied->end());
-                else saved.conflicts.emplace(i, applied.error().during("the METS was changed by somebody else meanwhile"));
+                auto settled = workspace->settled((*items)[i].ticket); // by a save of somebody else
+                if (settled && !settled->problem) continue;
+                saved.conflicts.emplace(i, settled ? *settled->problem : done.error());
+                workspace->withdraw((*items)[i].ticket);
             }
+            workspace->forget();
+            return saved;
         }
         crash_point("server.after-save");
         std::error_code ignored;
-        for (auto const& item : *items)
-            for (auto const& path : item.obsolete) std::filesystem::remove(folder / path, ignored);
+        std::vector<std::string> obsolete;
         for (std::size_t i = 0; i < items->size(); ++i) {
-            auto& files = (*items)[i].files;
-            if (!saved.conflicts.contains(i)) {
-                workspace->remember(std::move(files));
-                continue;
-            }
-            for (auto const& file : files.files) // refused after all: they are in place already
-                if (!mets.names_path(file.path)) std::filesystem::remove(folder / file.path, ignored);
+            auto settled = workspace->settled((*items)[i].ticket);
+            if (!settled) continue;
+            if (settled->problem) saved.conflicts.emplace(i, std::move(*settled->problem));
+            else obsolete.insert(obsolete.end(), settled->obsolete.begin(), settled->obsolete.end());
         }
+        for (auto const& path : obsolete)
+            if (!mets.names_path(path)) std::filesystem::remove(folder / path, ignored);
+        for (auto const& [i, problem] : saved.conflicts) // refused after all: they are in place already
+            for (auto const& file : (*items)[i].files.files)
+                if (!mets.names_path(file.path)) std::filesystem::remove(folder / file.path, ignored);
         return saved;
     };
     auto began = steady_clock::now();
@@ -408,7 +400,6 @@ awaitable<bool> Results::save(Keeper& keeper) {
     keeper.wait = milliseconds(0);
     if (!keeper.problem.empty()) log_.info("workspace.recovered", kv(field::kWorkspace, workspace->folder().native()));
     keeper.problem.clear();
-    if (saved->given_up) workspace->forget();
     std::vector<Ending> endings;
     store::Batch extra;
     for (std::size_t i = 0; i < items->size(); ++i) {

@@ -33,7 +33,7 @@ private:
         bool final = false;
         mets::RunFiles files;
         std::string staging;
-        std::vector<std::string> obsolete; // files that no entry names any more once it is saved
+        std::uint64_t ticket = 0; // with its Workspace, once applied
         int missing = 0; // how often its files were not there
     };
     struct Keeper {

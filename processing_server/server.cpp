@@ -6,6 +6,7 @@
 #include "lib/log/fields.hpp"
 #include "lib/net/server.hpp"
 #include "lib/store/sqlite.hpp"
+#include "processing_server/mets_api.hpp"
 #include "processing_server/routes.hpp"
 
 #include <algorithm>
@@ -62,6 +63,7 @@ struct ProcessingServer::Parts {
     TaskGroup tasks;
     std::unique_ptr<store::Store> store;         // the truth about Jobs
     Workspaces workspaces;                       // METS files in memory
+    std::unique_ptr<MetsApi> mets_api;           // what OCR-D's Workers ask of them
     std::unique_ptr<JobBook> book;               // open Jobs
     std::unique_ptr<Dispatcher> dispatcher;      // into the broker
     std::unique_ptr<Results> results;            // out of it
@@ -90,6 +92,7 @@ awaitable<Result<void>> ProcessingServer::Parts::start() {
     if (!opened) co_return std::unexpected(opened.error());
     store = std::move(*opened);
     book = std::make_unique<JobBook>(io, *store);
+    mets_api = std::make_unique<MetsApi>(io, settings, workspaces, url);
     dispatcher = std::make_unique<Dispatcher>(io, settings, *store, *book, workspaces, *broker);
     results = std::make_unique<Results>(io, pool, settings, *store, *book, workspaces, *dispatcher, *broker);
     callbacks = std::make_unique<Callbacks>(io, *store);
@@ -109,6 +112,7 @@ awaitable<Result<void>> ProcessingServer::Parts::start() {
     net::ServerOptions options;
     options.max_body = settings.max_body;
     add_routes(router, RouteContext{settings, *jobs, *book, *dispatcher, *results, agents, *callbacks, converger, pool, url, started, status_changed, version});
+    mets_api->add_routes(router);
     http = std::make_unique<net::HttpServer>(io, router, options);
     auto bound = http->listen(settings.address, static_cast<std::uint16_t>(settings.port));
     if (!bound) co_return std::unexpected(bound.error());
@@ -243,6 +247,7 @@ awaitable<void> ProcessingServer::Parts::stop(std::chrono::milliseconds limit) {
     if (jobs) jobs->close_intake();
     co_await agents.stop();
     if (http) co_await http->stop(std::min<std::chrono::milliseconds>(limit, 2s));
+    if (mets_api) co_await mets_api->stop();
     if (results) co_await results->stop(limit);
     if (book) book->stop();
     if (callbacks) co_await callbacks->stop();

@@ -5,6 +5,7 @@
 #include "lib/base/text.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cctype>
 #include <cstring>
 #include <fcntl.h>
@@ -605,8 +606,8 @@ Result<std::vector<File const*>> Mets::find_files(Query const& query) const {
         if (!pattern) return std::unexpected(pattern.error());
         return std::optional<Pattern>(std::move(*pattern));
     };
-    auto id = compile(query.id), group = compile(query.group), mimetype = compile(query.mimetype), url = compile(query.url);
-    for (auto const* each : {&id, &group, &mimetype, &url})
+    auto id = compile(query.id), group = compile(query.group), mimetype = compile(query.mimetype), url = compile(query.url), path = compile(query.path);
+    for (auto const* each : {&id, &group, &mimetype, &url, &path})
         if (!*each) return std::unexpected(each->error());
 
     std::optional<std::unordered_set<std::string>> on_pages; // file ids that the selected pages point to
@@ -620,7 +621,7 @@ Result<std::vector<File const*>> Mets::find_files(Query const& query) const {
     }
     auto fits = [&](File const& f) {
         return matches(query.id, *id, f.id) && matches(query.group, *group, f.group) && (!on_pages || on_pages->contains(f.id)) &&
-               matches(query.mimetype, *mimetype, f.mimetype) && (!query.path || *query.path == f.path || *query.path == f.href) &&
+               matches(query.mimetype, *mimetype, f.mimetype) && (matches(query.path, *path, f.path) || (!*path && *query.path == f.href)) &&
                matches(query.url, *url, f.url);
     };
 
@@ -649,6 +650,11 @@ Result<std::vector<File const*>> Mets::find_files(Query const& query) const {
     std::sort(candidates.begin(), candidates.end(), [&](auto const* a, auto const* b) { return place(a) < place(b); });
     for (auto const* e : candidates) found.push_back(&e->file);
     return found;
+}
+
+bool Mets::is_quick(Query const& query) const noexcept {
+    if (query.id && !query.id->starts_with("//") && !query.page) return true;
+    return query.page && (query.page->empty() || impl_->page_index.contains(*query.page));
 }
 
 std::string Mets::unique_identifier() const {
@@ -701,12 +707,13 @@ std::vector<Agent> Mets::agents() const {
 void Mets::add_agent(Agent const& agent) {
     auto header = xml::child(impl_->root, "metsHdr");
     if (!header) header = xml::add_element(impl_->root, "metsHdr", first_element(impl_->root));
-    pugi::xml_node before; // the element after the last agent
-    for (auto c = first_element(header); c; c = c.next_sibling()) {
+    pugi::xml_node before, last; // the element after the last agent; from the end, where it is
+    for (auto c = header.last_child(); c && !last; c = c.previous_sibling()) {
         if (c.type() != pugi::node_element) continue;
-        if (xml::is_mets(c, "agent")) before = {};
-        else if (!before) before = c;
+        if (xml::is_mets(c, "agent")) last = c;
+        else before = c;
     }
+    if (!last) before = first_element(header);
     auto node = xml::add_element(header, "agent", before);
     xml::set_attribute(node, "TYPE", agent.othertype ? "OTHER" : agent.type);
     if (agent.othertype) xml::set_attribute(node, "OTHERTYPE", *agent.othertype);
@@ -748,7 +755,50 @@ Result<void> check_output_groups(std::vector<std::string> const& groups) {
     return {};
 }
 
+bool is_xml_text(std::string_view text) noexcept {
+    for (std::size_t i = 0; i < text.size();) {
+        auto const lead = static_cast<unsigned char>(text[i]);
+        if (lead < 0x80) {
+            if (lead < 0x20 && lead != '\t' && lead != '\n' && lead != '\r') return false;
+            ++i;
+            continue;
+        }
+        std::size_t const length = lead >= 0xF0 && lead < 0xF5 ? 4 : lead >= 0xE0 && lead < 0xF0 ? 3 : lead >= 0xC2 && lead < 0xE0 ? 2 : 0;
+        if (length == 0 || i + length > text.size()) return false;
+        std::uint32_t code = lead & (0xFFu >> (length + 1));
+        for (std::size_t k = 1; k < length; ++k) {
+            auto const next = static_cast<unsigned char>(text[i + k]);
+            if ((next & 0xC0) != 0x80) return false;
+            code = code << 6 | (next & 0x3F);
+        }
+        constexpr std::array<std::uint32_t, 5> kSmallest{0, 0, 0x80, 0x800, 0x10000};
+        if (code < kSmallest[length] || (code >= 0xD800 && code < 0xE000) || code == 0xFFFE || code == 0xFFFF || code > 0x10FFFF) return false;
+        i += length;
+    }
+    return true;
+}
+
+Result<void> check_agent(Agent const& agent) {
+    auto refuse = [](std::string_view what) { return fail(ErrorKind::Invalid, "{} of the agent holds characters that XML cannot hold", what); };
+    for (auto const& [what, text] : {std::pair{"name", &agent.name}, {"type", &agent.type}, {"role", &agent.role}})
+        if (!is_xml_text(*text)) return refuse(what);
+    if (agent.othertype && !is_xml_text(*agent.othertype)) return refuse("othertype");
+    if (agent.otherrole && !is_xml_text(*agent.otherrole)) return refuse("otherrole");
+    for (auto const& [attributes, text] : agent.notes) {
+        if (!is_xml_text(text)) return refuse("a note");
+        for (auto const& [name, value] : attributes) {
+            auto const close = name.starts_with('{') ? name.find('}') : std::string::npos;
+            auto const local = std::string_view(name).substr(close == std::string::npos ? 0 : close + 1);
+            if (!valid_id(local) || !is_xml_text(name)) return fail(ErrorKind::Invalid, "a note's attribute cannot be called '{}'", name);
+            if (!is_xml_text(value)) return refuse("a note's attribute");
+        }
+    }
+    return {};
+}
+
 Result<void> check_file(Mets const& mets, FileRef const& file) {
+    for (auto const& [what, text] : {std::pair{"page", &file.page_id}, {"MIME type", &file.mimetype}, {"path", &file.path}, {"ID", &file.id}, {"group", &file.group}})
+        if (!is_xml_text(*text)) return fail(ErrorKind::Invalid, "the {} of file {} holds characters that XML cannot hold", what, is_xml_text(file.id) ? file.id : "");
     if (!valid_id(file.id)) return fail(ErrorKind::Invalid, "Invalid syntax for mets:file/@ID {} (not an xs:ID)", file.id);
     if (!valid_id(file.group)) return fail(ErrorKind::Invalid, "Invalid syntax for mets:fileGrp/@USE {} (not an xs:ID)", file.group);
     if (!file.path.empty() && !mets.impl_->relative(file.path))
@@ -758,6 +808,7 @@ Result<void> check_file(Mets const& mets, FileRef const& file) {
 
 Result<void> Mets::add_file(FileRef const& file, bool force, std::string const& url) {
     if (auto fits = check_file(*this, file); !fits) return fits;
+    if (!is_xml_text(url)) return fail(ErrorKind::Invalid, "the URL of file {} holds characters that XML cannot hold", file.id);
     auto const path = file.path.empty() ? std::nullopt : impl_->relative(file.path);
     if (auto* known = impl_->entry(file.id, file.group)) {
         if (known->file.page_id != file.page_id || known->file.mimetype != file.mimetype)

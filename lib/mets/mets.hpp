@@ -30,7 +30,7 @@ struct Group {
 };
 
 /// Criteria that must all hold; a value starting with // is a regular expression that matches in full (OCR-D protocol
-/// 5.6). `page` is a selector (5.7). An empty optional matches everything; a page of "" matches nothing, as in OCR-D.
+/// 5.6; OCR-D has none for `path`). `page` is a selector (5.7). An empty optional matches everything; a page of "" matches nothing, as in OCR-D.
 struct Query {
     std::optional<std::string> group, id, page, mimetype, path, url;
 };
@@ -41,6 +41,13 @@ struct Agent {
     std::optional<std::string> othertype, otherrole;
     std::vector<std::pair<std::map<std::string, std::string>, std::string>> notes;
     friend bool operator==(Agent const&, Agent const&) = default;
+};
+
+/// A file that is to be added: what add_file takes, kept together.
+struct Addition {
+    FileRef file;
+    std::string url;
+    bool force = false;
 };
 
 /// One METS document, read whole, changed in memory, saved whole.
@@ -73,6 +80,8 @@ public:
     File const* find(std::string_view id, std::string_view group = {}) const noexcept;
     /// In document order. Invalid: a bad regular expression, a page selector that matches nothing.
     Result<std::vector<File const*>> find_files(Query const& query) const;
+    /// find_files of it is answered from an index, in time that grows with the answer and not with the document: an id, or one page's id.
+    bool is_quick(Query const& query) const noexcept;
     /// True if an entry has this METS-relative path.
     bool names_path(std::string const& path) const noexcept;
     /// Files of one page in one group, in the order of the page's pointers.
@@ -97,7 +106,7 @@ public:
     /// Takes the entry and the pointers to it out; the page stays, the file on disk too. NotFound.
     Result<void> remove_file(std::string_view id, std::string_view group = {});
 
-    /// Appends it after the last agent; makes metsHdr if there is none.
+    /// Appends it after the last agent; makes metsHdr if there is none. What comes from outside has passed check_agent.
     void add_agent(Agent const& agent);
 
     /// True after a change that is not saved yet.
@@ -156,8 +165,13 @@ struct RunFiles {
     std::vector<std::string> input_groups, output_groups;
 };
 
-/// What add_file would say about id, group name and path; changes nothing.
+/// What add_file would say about id, group name and path; changes nothing. Invalid too: text that XML cannot hold (control
+/// characters, broken UTF-8), which would make the METS unreadable.
 Result<void> check_file(Mets const& mets, FileRef const& file);
+/// Invalid: text that XML cannot hold, a note's attribute whose name is none.
+Result<void> check_agent(Agent const& agent);
+/// Well-formed UTF-8 of characters that XML 1.0 allows.
+bool is_xml_text(std::string_view text) noexcept;
 
 /// The name of a group that is to be written: it becomes a folder of the workspace. Invalid: not an xs:ID (so no '/', no
 /// NUL, no '.' at its start), longer than kLongestGroupName bytes; the message names it.
