@@ -7,6 +7,7 @@
 #include "lib/ledger/paths.hpp"
 #include "lib/log/log.hpp"
 #include "lib/process/process.hpp"
+#include "lib/store/mongo.hpp"
 #include "processing_server/server.hpp"
 
 #include <CLI/CLI.hpp>
@@ -88,6 +89,7 @@ int run_server(std::string const& state) {
     }
     log::set_level(std::string_view(settings->log_level));
     int exit_code = 0;
+    store::MongoLibrary mongo; // before any thread
     asio::io_context io(1); // all logic on one thread
     asio::signal_set signals(io, SIGTERM, SIGINT);
     DeployerConverger converger(folder); // brings silent hosts back

@@ -265,17 +265,22 @@ awaitable<void> JobBook::end(std::vector<Ending> endings, store::Batch extra) {
                                                      ending.state == JobState::Failed ? "failed" : "was cancelled")});
         decided.push_back(std::move(ending));
     }
+    // Documents are written one after the other: a Job that has ended is one whose client will be told, and only then its
+    // outcomes are not needed any more.
     auto now = now_millis();
+    std::vector<Job> ended;
     for (auto const& ending : decided) {
         auto job = find(ending.id)->job;
         job.state = ending.state;
         if (!ending.reason.empty()) job.reason = ending.reason;
         job.committed = false;
         job.ended = now;
-        extra.update(job);
-        extra.drop_outcomes(job.id, job.attempt);
-        if (!job.callback_url.empty()) extra.put_callback(job);
+        ended.push_back(std::move(job));
     }
+    for (auto const& job : ended)
+        if (!job.callback_url.empty()) extra.put_callback(job);
+    for (auto const& job : ended) extra.update(job);
+    for (auto const& job : ended) extra.drop_outcomes(job.id, job.attempt);
     auto wait = std::chrono::milliseconds(100);
     for (;;) {
         auto copy = extra;

@@ -469,7 +469,7 @@ awaitable<Answer<Workflow>> JobService::run(WorkflowRequest request) {
     workflow.page_wise = request.page_wise;
     workflow.callback_url = request.callback_url;
     workflow.created = now_millis();
-    store::Batch batch;
+    store::Batch puts;
     std::vector<JobId> ids;
     auto instantiate = [&](std::string const& key, std::optional<std::string> page_id, std::vector<std::string> const& pages) {
         auto& listed = workflow.jobs[key];
@@ -492,7 +492,7 @@ awaitable<Answer<Workflow>> JobService::run(WorkflowRequest request) {
             job.created = workflow.created;
             for (auto earlier : needs[i]) job.depends_on.push_back(listed[earlier]);
             book_.insert(job, {});
-            batch.put(job);
+            puts.put(job);
             ids.push_back(job.id);
             listed.push_back(job.id);
         }
@@ -500,7 +500,9 @@ awaitable<Answer<Workflow>> JobService::run(WorkflowRequest request) {
     if (request.page_wise)
         for (auto const& page : looked->pages) instantiate(page, page, {page});
     else instantiate(request.page_id, request.page_id, looked->pages);
-    batch.put(workflow);
+    store::Batch batch;
+    batch.put(workflow); // before its Jobs: none of them is without it
+    batch.append(std::move(puts));
     auto written = co_await store_.write(std::move(batch));
     if (!written) {
         std::ranges::reverse(ids);

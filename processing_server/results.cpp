@@ -133,7 +133,6 @@ awaitable<void> Results::process(std::vector<queue::Delivery> deliveries) {
         one.decision = decide(entry->job, *result);
         one.decision.job.log_file = log_of(result->job).native();
         one.decision.job.state = JobState::Queued;
-        batch.update(one.decision.job);
         if (!one.decision.files.files.empty()) {
             auto kept = *result;
             kept.log.clear();
@@ -142,6 +141,8 @@ awaitable<void> Results::process(std::vector<queue::Delivery> deliveries) {
         one.result = std::move(*result);
         accepted.push_back(std::move(one));
     }
+    // After the outcomes: a Job that is committed has its outcome in the Store.
+    for (auto const& one : accepted) batch.update(one.decision.job);
 
     // Logs first: whoever sees the end of a Job finds its log.
     std::vector<std::pair<std::filesystem::path, std::string>> logs;
@@ -202,14 +203,21 @@ awaitable<void> Results::again_after(JobId id, milliseconds wait) {
 
 void Results::recover(std::vector<TaskResult> const& outcomes) {
     std::set<JobId> with_files;
+    store::Batch left_over;
     for (auto const& outcome : outcomes) {
         auto* entry = book_.find(outcome.job);
-        if (entry == nullptr) continue;
+        if (entry == nullptr) { // its Job has ended, and it was not dropped any more
+            left_over.drop_outcomes(outcome.job, outcome.attempt);
+            continue;
+        }
         auto final = entry->job.committed && entry->job.attempt == outcome.attempt;
+        // Its Job was not written any more, so its result was not acknowledged: it comes again.
+        if (!final && outcome.attempt >= entry->job.attempt) continue;
         if (final) with_files.insert(outcome.job);
         enter(entry->job.workspace, entry->job.mets_basename,
               Item{outcome.job, outcome.attempt, final, run_files(entry->job, outcome), outcome.staging});
     }
+    store_.post(std::move(left_over));
     std::vector<Ending> endings;
     for (auto const& [id, entry] : book_.all())
         if (entry->phase == Phase::Committed && !with_files.contains(id))

@@ -5,6 +5,7 @@
 #include "lib/base/text.hpp"
 #include "lib/log/fields.hpp"
 #include "lib/net/server.hpp"
+#include "lib/store/mongo.hpp"
 #include "lib/store/sqlite.hpp"
 #include "processing_server/mets_api.hpp"
 #include "processing_server/routes.hpp"
@@ -44,6 +45,7 @@ struct ProcessingServer::Parts {
     }
 
     awaitable<Result<void>> start();
+    Result<void> open_store();
     awaitable<Result<void>> recover();
     awaitable<void> stop(std::chrono::milliseconds limit);
     awaitable<void> housekeeping();
@@ -62,6 +64,7 @@ struct ProcessingServer::Parts {
     asio::thread_pool pool; // METS, files, catalogues: whatever blocks
     TaskGroup tasks;
     std::unique_ptr<store::Store> store;         // the truth about Jobs
+    std::unique_ptr<store::OcrdDocuments> documents; // OCR-D's collections; null unless the Store is in MongoDB
     Workspaces workspaces;                       // METS files in memory
     std::unique_ptr<MetsApi> mets_api;           // what OCR-D's Workers ask of them
     std::unique_ptr<JobBook> book;               // open Jobs
@@ -88,9 +91,7 @@ awaitable<Result<void>> ProcessingServer::Parts::start() {
     if (!lock) co_return fail(errno_error(errno, "open " + (settings.state / "server.lock").native()));
     if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0)
         co_return fail(ErrorKind::Conflict, "another processing server runs on {}", settings.state.native());
-    auto opened = store::open_sqlite({.file = settings.state / "store" / "ocrctl.sqlite"});
-    if (!opened) co_return std::unexpected(opened.error());
-    store = std::move(*opened);
+    if (auto opened = open_store(); !opened) co_return opened;
     book = std::make_unique<JobBook>(io, *store);
     mets_api = std::make_unique<MetsApi>(io, settings, workspaces, url);
     dispatcher = std::make_unique<Dispatcher>(io, settings, *store, *book, workspaces, *broker);
@@ -126,6 +127,23 @@ awaitable<Result<void>> ProcessingServer::Parts::start() {
     started = true;
     log.info("server.listening", kv(field::kAddress, url), kv("open_jobs", book->size()));
     co_return Result<void>{};
+}
+
+// Blocks, before anything else runs. MongoDB that does not answer ends the start; the agent tries again.
+Result<void> ProcessingServer::Parts::open_store() {
+    if (settings.mongo_file.empty()) {
+        auto opened = store::open_sqlite({.file = settings.state / "store" / "ocrctl.sqlite"});
+        if (!opened) return std::unexpected(opened.error());
+        store = std::move(*opened);
+        return {};
+    }
+    auto address = read_file(settings.mongo_file);
+    if (!address) return fail(address.error().during("read the address of MongoDB"));
+    auto opened = store::open_mongo({.url = Secret(std::string(trim(*address))), .deployment = settings.name});
+    if (!opened) return std::unexpected(opened.error());
+    store = std::move(opened->store);
+    documents = std::move(opened->documents);
+    return {};
 }
 
 awaitable<Result<void>> ProcessingServer::Parts::recover() {
@@ -176,7 +194,9 @@ awaitable<Result<void>> ProcessingServer::Parts::recover() {
     }
     if (!cancelled.empty()) tasks.spawn("end", book->end(std::move(cancelled), {}));
     results->recover(*outcomes);
-    for (auto const& job : *to_tell) callbacks->tell(job);
+    // The note to tell is written before the end: a Job that has not ended yet will be told when it does.
+    for (auto const& job : *to_tell)
+        if (is_final(job.state)) callbacks->tell(job);
     dispatcher->start(epoch->value_or(""));
     if (book->size() > 0) log.info("server.recovered", kv("open_jobs", book->size()), kv("results", outcomes->size()));
     co_return Result<void>{};

@@ -2,15 +2,11 @@
 
 #include "lib/async/on_thread.hpp"
 #include "lib/base/files.hpp"
-#include "lib/log/fields.hpp"
-#include "lib/log/log.hpp"
+#include "lib/store/group_writer.hpp"
 
-#include <condition_variable>
-#include <deque>
 #include <functional>
 #include <mutex>
 #include <sqlite3.h>
-#include <thread>
 #include <unordered_map>
 
 namespace ocrctl::store {
@@ -18,7 +14,6 @@ namespace {
 
 constexpr int kSchema = 1;
 constexpr int kApplicationId = 0x6f637263; // "ocrc"
-constexpr std::size_t kGroupLimit = 20'000; // changes in one transaction
 
 constexpr char kTables[] = R"sql(
 CREATE TABLE ocrctl_jobs(
@@ -278,45 +273,20 @@ Result<void> check_schema(Connection& connection, std::filesystem::path const& f
 class SqliteStore final : public Store {
 public:
     SqliteStore(Connection writer, std::vector<Connection> readers)
-        : log_("store"), writer_(std::move(writer)), pool_(readers.size()), readers_(std::move(readers)) {
+        : writer_(std::move(writer)), pool_(readers.size()), readers_(std::move(readers)),
+          group_writer_([this](std::vector<GroupWriter::Request>& group) { commit(group); }) {
         for (auto& reader : readers_) free_readers_.push_back(&reader);
-        thread_ = std::jthread([this] { write_loop(); });
     }
 
     ~SqliteStore() override { close(); }
 
     void close() override {
-        {
-            std::lock_guard lock(mutex_);
-            if (closed_) return;
-            closed_ = true;
-        }
-        wake_.notify_one();
-        thread_.join();
+        group_writer_.close();
         pool_.join();
     }
 
-    awaitable<Result<void>> write(Batch batch) override {
-        if (batch.empty()) co_return Result<void>{};
-        auto executor = co_await asio::this_coro::executor;
-        auto start = [this, executor](auto handler, Batch changes) {
-            auto shared = std::make_shared<decltype(handler)>(std::move(handler));
-            enqueue(std::move(changes), [shared, executor, guard = asio::make_work_guard(executor)](Result<void> result) {
-                asio::post(executor, [shared, result = std::move(result)]() mutable {
-                    auto call = std::move(*shared);
-                    call(std::move(result));
-                });
-            });
-        };
-        co_return co_await asio::async_initiate<decltype(use_awaitable) const, void(Result<void>)>(std::move(start), use_awaitable, std::move(batch));
-    }
-
-    void post(Batch batch) override {
-        if (batch.empty()) return;
-        enqueue(std::move(batch), [this](Result<void> const& result) {
-            if (!result) log_.warn("write.failed", log::kv("error", result.error().message()));
-        });
-    }
+    awaitable<Result<void>> write(Batch batch) override { return group_writer_.write(std::move(batch)); }
+    void post(Batch batch) override { group_writer_.post(std::move(batch)); }
 
     awaitable<Result<std::optional<Job>>> job(JobId id) override {
         return read([id](Connection& c) -> Result<std::optional<Job>> { return find_job(c, id); });
@@ -444,12 +414,6 @@ public:
     }
 
 private:
-    struct Request {
-        Batch batch;
-        std::move_only_function<void(Result<void>)> done;
-        Result<void> result;
-    };
-
     static Result<std::optional<Job>> find_job(Connection& c, JobId const& id) {
         Query q(c, "SELECT state,spec,status FROM ocrctl_jobs WHERE id=?");
         auto row = q.bind(id.str()).step();
@@ -491,40 +455,8 @@ private:
         return on_thread(pool_, std::move(job));
     }
 
-    void enqueue(Batch batch, std::move_only_function<void(Result<void>)> done) {
-        {
-            std::lock_guard lock(mutex_);
-            if (!closed_) {
-                waiting_.push_back(Request{std::move(batch), std::move(done), {}});
-                done = nullptr;
-            }
-        }
-        if (done) done(fail(ErrorKind::Unavailable, "the store is closed"));
-        else wake_.notify_one();
-    }
-
-    void write_loop() {
-        std::vector<Request> group;
-        for (;;) {
-            {
-                std::unique_lock lock(mutex_);
-                wake_.wait(lock, [this] { return closed_ || !waiting_.empty(); });
-                if (waiting_.empty()) return;
-                std::size_t changes = 0;
-                while (!waiting_.empty() && changes < kGroupLimit) {
-                    changes += waiting_.front().batch.size();
-                    group.push_back(std::move(waiting_.front()));
-                    waiting_.pop_front();
-                }
-            }
-            commit(group);
-            for (auto& request : group) request.done(std::move(request.result));
-            group.clear();
-        }
-    }
-
     // Together if it goes; alone, one after the other, if one of them spoils it.
-    void commit(std::vector<Request>& group) {
+    void commit(std::vector<GroupWriter::Request>& group) {
         if (group.size() > 1 && transact(group.begin(), group.end())) return;
         for (auto request = group.begin(); request != group.end(); ++request) {
             if (auto done = transact(request, request + 1); !done) request->result = fail(done.error().during("write to the store"));
@@ -545,17 +477,12 @@ private:
         return result;
     }
 
-    log::Logger log_;
     Connection writer_; // the writer thread's
     asio::thread_pool pool_;
     std::mutex readers_mutex_;
     std::vector<Connection> readers_;
     std::vector<Connection*> free_readers_;
-    std::mutex mutex_;
-    std::condition_variable wake_;
-    std::deque<Request> waiting_;
-    bool closed_ = false;
-    std::jthread thread_;
+    GroupWriter group_writer_; // last: its thread uses the others
 };
 
 } // namespace

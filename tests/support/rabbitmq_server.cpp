@@ -2,19 +2,14 @@
 
 #include "lib/base/files.hpp"
 #include "lib/base/ids.hpp"
-#include "lib/base/text.hpp"
 
-#include <algorithm>
 #include <arpa/inet.h>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <fcntl.h>
 #include <netinet/in.h>
-#include <spawn.h>
 #include <string_view>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <thread>
@@ -29,18 +24,6 @@ using Steady = std::chrono::steady_clock;
 [[noreturn]] void give_up(std::string const& what) {
     std::fprintf(stderr, "RabbitMqServer: %s\n", what.c_str());
     std::abort();
-}
-
-int free_port() {
-    Fd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    if (::bind(socket.get(), reinterpret_cast<sockaddr*>(&address), size) ||
-        ::getsockname(socket.get(), reinterpret_cast<sockaddr*>(&address), &size))
-        give_up("no free port");
-    return ntohs(address.sin_port);
 }
 
 /// True when somebody who speaks AMQP listens: a wrong header is answered by the right one.
@@ -60,41 +43,7 @@ bool answers(int port) {
 
 std::filesystem::path rabbitmq_bin() { return "/usr/lib/rabbitmq/bin"; }
 
-/// A child that dies with us, leader of its group, in `folder`, its output appended to a file there.
-pid_t launch(std::vector<std::string> const& argv, std::vector<std::string> const& env, std::filesystem::path const& folder,
-             std::string const& log) {
-    std::vector<char*> args, vars;
-    for (auto const& a : argv) args.push_back(const_cast<char*>(a.c_str()));
-    for (auto const& e : env) vars.push_back(const_cast<char*>(e.c_str()));
-    args.push_back(nullptr);
-    vars.push_back(nullptr);
-    auto out = (folder / log).string();
-    pid_t pid = ::fork();
-    if (pid < 0) give_up("fork");
-    if (pid) return pid;
-    ::setpgid(0, 0);
-    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, nullptr);
-    int fd = ::open(out.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
-    int null = ::open("/dev/null", O_RDONLY);
-    ::dup2(null, 0);
-    ::dup2(fd, 1);
-    ::dup2(fd, 2);
-    ::close_range(3, ~0U, 0);
-    if (::chdir(folder.c_str()) == 0) ::execve(args[0], args.data(), vars.data());
-    ::_exit(127);
-}
-
 } // namespace
-
-bool required(std::string const& name) {
-    auto* list = std::getenv("OCRCTL_REQUIRE");
-    if (!list) return false;
-    auto names = split(list, ',');
-    return std::ranges::find(names, name) != names.end();
-}
 
 std::optional<std::string> RabbitMqServer::missing() {
     if (!std::filesystem::exists(rabbitmq_bin() / "rabbitmq-server"))
@@ -106,9 +55,9 @@ RabbitMqServer::RabbitMqServer() : password_(random_hex(12)) {
     char name[] = "/tmp/ocrctl-rabbitmq-XXXXXX";
     if (!::mkdtemp(name)) give_up("no temporary folder");
     folder_ = name;
-    port_ = free_port();
-    dist_port_ = free_port();
-    epmd_port_ = free_port();
+    port_ = spare_port();
+    dist_port_ = spare_port();
+    epmd_port_ = spare_port();
     auto put = [&](char const* file, std::string const& text, int mode) {
         if (auto written = write_file_atomically(folder_ / file, text, mode); !written) give_up(written.error().message());
     };
@@ -168,17 +117,6 @@ void RabbitMqServer::start() {
         }
         std::this_thread::sleep_for(std::chrono::milliseconds(50));
     }
-}
-
-void RabbitMqServer::end(pid_t& pid, int signal) {
-    ::kill(signal == SIGKILL ? -pid : pid, signal);
-    ::kill(pid, SIGCONT);
-    auto limit = Steady::now() + std::chrono::seconds(60);
-    while (::waitpid(pid, nullptr, WNOHANG) == 0) {
-        if (Steady::now() > limit) ::kill(-pid, SIGKILL);
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-    pid = 0;
 }
 
 void RabbitMqServer::stop() { if (node_ > 0) end(node_, SIGTERM); }

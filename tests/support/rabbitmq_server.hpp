@@ -2,6 +2,8 @@
 // system's service is not touched. One per test suite: starting takes some seconds.
 #pragma once
 
+#include "tests/support/processes.hpp"
+
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -38,15 +40,11 @@ public:
     bool running() const noexcept { return node_ > 0; }
 
 private:
-    void end(pid_t& pid, int signal);
     std::filesystem::path folder_;
     std::string password_;
     int port_ = 0, dist_port_ = 0, epmd_port_ = 0;
     pid_t node_ = 0, epmd_ = 0;
 };
-
-/// True if a test tier was demanded by name: OCRCTL_REQUIRE=rabbitmq,ssh
-bool required(std::string const& name);
 
 } // namespace ocrctl::test
 

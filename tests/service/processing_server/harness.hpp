@@ -7,6 +7,7 @@
 #include "lib/net/client.hpp"
 #include "lib/queue/broker.hpp"
 #include "processing_server/names.hpp"
+#include "tests/support/mongo_server.hpp"
 #include "tests/support/rabbitmq_server.hpp"
 
 #include <atomic>
@@ -245,6 +246,11 @@ protected:
         return *server;
     }
 
+    static ocrctl::test::MongoServer& mongo() {
+        static auto server = std::make_unique<ocrctl::test::MongoServer>();
+        return *server;
+    }
+
     void SetUp() override {
         OCRCTL_NEEDS_RABBITMQ();
         std::string pattern = (std::filesystem::temp_directory_path() / "ocrctl-server-XXXXXX").native();
@@ -267,6 +273,13 @@ protected:
         if (server_ && HasFailure()) std::fprintf(stderr, "--- server log\n%s\n", server_->log_text().substr(0, 20000).c_str());
         server_.reset();
         if (!folder_.empty()) remove_tree(folder_);
+    }
+    /// The Store is in MongoDB, in a database of this test's own. Before start().
+    void use_mongo() {
+        OCRCTL_NEEDS_MONGO();
+        database_ = mongo().fresh_database();
+        std::ofstream(state_ / "secrets" / "mongo") << mongo().url(database_) << "?serverSelectionTimeoutMS=1500\n";
+        settings_["mongo_file"] = "secrets/mongo";
     }
     void start(std::string const& crash_at = {}, bool wait_ready = true) {
         std::ofstream(state_ / "server.json") << settings_.dump();
@@ -297,7 +310,7 @@ protected:
     }
 
     std::filesystem::path folder_, state_, workspace_;
-    std::string name_;
+    std::string name_, database_;
     int port_ = 0;
     Json settings_;
     std::unique_ptr<ServerProcess> server_;

@@ -1,5 +1,6 @@
 // processing_server_under_test STATE: what `ocrctl serve --state STATE` does, alone.
 #include "lib/log/log.hpp"
+#include "lib/store/mongo.hpp"
 #include "processing_server/server.hpp"
 
 #include <boost/asio/signal_set.hpp>
@@ -30,6 +31,7 @@ int main(int, char** argv) {
         return settings.error().exit_code();
     }
     log::set_level(std::string_view(settings->log_level));
+    store::MongoLibrary mongo;
     asio::io_context io(1);
     asio::signal_set signals(io, SIGTERM, SIGINT);
     int exit_code = 0;

@@ -1,26 +1,25 @@
 // What every Store promises (lib/store/store.hpp), the same for each back end.
 #include "tests/unit/store/stores.hpp"
 
-#include <functional>
-
 namespace ocrctl::store {
 namespace {
 
-struct Backend {
-    std::string name;
-    std::function<Result<std::unique_ptr<Store>>(std::filesystem::path const&)> open;
-};
-
-class StoreConformance : public testing::TestWithParam<Backend> {
+class StoreConformance : public testing::TestWithParam<std::string> {
 protected:
-    void SetUp() override { reopen(); }
+    void SetUp() override {
+        if (GetParam() == "Mongo") {
+            OCRCTL_NEEDS_MONGO();
+            url_ = mongo().url(mongo().fresh_database());
+        }
+        reopen();
+    }
     void TearDown() override {
         if (store_) store_->close();
     }
     void reopen() {
         if (store_) store_->close();
         store_.reset();
-        auto opened = GetParam().open(folder_.path());
+        auto opened = GetParam() == "Mongo" ? open_mongo_store(url_) : open_sqlite({.file = folder_.path() / "store" / "ocrctl.sqlite"});
         ASSERT_TRUE(opened) << opened.error().message();
         store_ = std::move(*opened);
     }
@@ -35,6 +34,7 @@ protected:
     }
 
     TempFolder folder_;
+    std::string url_;
     asio::io_context io_;
     std::unique_ptr<Store> store_;
 };
@@ -228,11 +228,7 @@ TEST_P(StoreConformance, WhatIsPostedIsThereAfterClosing) {
     EXPECT_EQ(run(io_, store_->value("generation")).value(), "7");
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, StoreConformance,
-                         testing::Values(Backend{"Sqlite", [](std::filesystem::path const& folder) {
-                                                     return open_sqlite({.file = folder / "store" / "ocrctl.sqlite"});
-                                                 }}),
-                         [](auto const& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Backends, StoreConformance, testing::Values("Sqlite", "Mongo"), [](auto const& info) { return info.param; });
 
 } // namespace
 } // namespace ocrctl::store

@@ -2,7 +2,9 @@
 #pragma once
 
 #include "lib/base/files.hpp"
+#include "lib/store/mongo.hpp"
 #include "lib/store/sqlite.hpp"
+#include "tests/support/mongo_server.hpp"
 
 #include <boost/asio/io_context.hpp>
 #include <cstdlib>
@@ -25,6 +27,19 @@ public:
 private:
     std::filesystem::path path_;
 };
+
+/// One MongoDB for the program; each test uses a database of its own.
+inline test::MongoServer& mongo() {
+    static test::MongoServer server;
+    return server;
+}
+
+/// The Store alone; short patience, as tests take servers away.
+inline Result<std::unique_ptr<Store>> open_mongo_store(std::string const& url) {
+    auto opened = open_mongo({.url = Secret(url), .patience = std::chrono::milliseconds(1500)});
+    if (!opened) return std::unexpected(opened.error());
+    return std::move(opened->store);
+}
 
 /// Runs one coroutine to its end on an io thread of its own.
 template <class T>
