@@ -1,6 +1,7 @@
-// RabbitMQ as we use it: durable queues on the default exchange, publishing with confirms, consuming with
-// acknowledgements. librabbitmq blocks and is not thread safe, so each connection belongs to one thread of its own, which
-// sleeps in poll() on the socket and an eventfd: an idle connection sends at once and costs nothing.
+// RabbitMQ as we use it: durable queues on the default exchange, OCR-D's transient ones on its own, publishing with
+// confirms, consuming with acknowledgements. librabbitmq blocks and is not thread safe, so each connection belongs to
+// one thread of its own, which sleeps in poll() on the socket and an eventfd: an idle connection sends at once and
+// costs nothing.
 //
 //   Publisher   many publishes in flight, each awaited until the broker has it on disk
 //   Consumer    deliveries as calls on an executor; ack, nack
@@ -40,10 +41,13 @@ struct BrokerUrl {
 Result<BrokerUrl> parse_broker_url(std::string_view text);
 
 struct Message {
-    std::string queue; // routing key on the default exchange
+    std::string queue; // routing key
     std::string body;
     std::string message_id;
     bool persistent = true;
+    std::string exchange; // empty: the default exchange, on which the key is the queue's name
+    /// After this time it is not delivered any more, nor redelivered after its consumer died; 0: never.
+    std::chrono::milliseconds expires_after{0};
 };
 
 /// A message and the place it has in its connection; tags of a lost connection are ignored by ack and nack.
@@ -59,6 +63,18 @@ struct Delivery {
 struct QueueOptions {
     int delivery_limit = 0;        // x-delivery-limit; 0: none
     std::string dead_letter_to;    // a queue name: at-least-once dead-lettering into it over the default exchange
+};
+
+/// What OCR-D declares (network protocol 3.1): whoever declares first decides about durability, others must use the
+/// same.
+struct OcrdTopology {
+    std::string exchange = "ocrd-network-default";
+    bool durable_exchange = false, durable_queues = false;
+};
+
+/// A queue as a passive declaration shows it.
+struct QueueState {
+    std::uint32_t messages = 0, consumers = 0; // messages: ready ones, not those that a consumer holds
 };
 
 /// One connection, used from one thread, blocking; each call has a limit of its own (10 s).
@@ -77,12 +93,23 @@ public:
     /// Messages that wait (ready) in it, NotFound if there is no such queue.
     Result<std::uint32_t> count(std::string const& queue);
     Result<std::uint32_t> consumers(std::string const& queue);
+    Result<QueueState> state(std::string const& queue);
+    /// A direct exchange: what exists is left as it is, a missing one is made.
+    Result<void> ensure_exchange(std::string const& exchange, bool durable);
+    /// A classic queue: what exists is left as it is, a missing one is made.
+    Result<void> ensure_queue(std::string const& queue, bool durable);
+    /// May be repeated. NotFound: no such queue or exchange.
+    Result<void> bind(std::string const& queue, std::string const& exchange, std::string const& key);
     Result<std::uint32_t> purge(std::string const& queue);
     Result<void> delete_queue(std::string const& queue);
     /// Published and confirmed.
     Result<void> publish(Message const& message);
     /// Takes the first message out of the queue (acknowledged), nothing if it is empty.
     Result<std::optional<Delivery>> get_one(std::string const& queue);
+    /// Takes those ready messages out (at most `limit` are looked at) for which `wanted` says so; the others go back to
+    /// their places. Says what it took. Not for queues with a delivery limit.
+    Result<std::vector<Delivery>> sift(std::string const& queue, std::function<bool(Delivery const&)> wanted,
+                                       std::size_t limit = 1000);
     /// Looks at the first message and leaves it in its place. Not for queues with a delivery limit: it counts there.
     Result<std::optional<Delivery>> peek(std::string const& queue);
 
@@ -97,6 +124,13 @@ private:
 /// The queue of a target, ocrctl.<deployment>.<target>: quorum, delivery limit 20 as a backstop, at-least-once dead-lettering into
 /// <same prefix>.dead, which it declares too. Server and Workers both call it: the arguments are the same everywhere.
 Result<std::uint32_t> declare_work_queue(Session& session, std::string const& queue);
+
+/// Makes OCR-D's exchange if it is missing.
+Result<void> declare_ocrd_exchange(Session& session, OcrdTopology const& topology);
+/// The queue of an OCR-D Worker, bound as the Worker binds it. It is the Worker that makes it: NotFound if it has not.
+Result<QueueState> look_at_ocrd_queue(Session& session, OcrdTopology const& topology, std::string const& queue);
+/// A queue for results, made as the Worker makes it if it is missing, and bound.
+Result<void> declare_ocrd_queue(Session& session, OcrdTopology const& topology, std::string const& queue);
 
 /// A connection came, went, or was refused again; `error` says why it is down. Not repeated while nothing changes.
 struct LinkEvent {
@@ -128,7 +162,7 @@ public:
 
     /// Returns when the broker has it on disk. What lacks a confirm when the connection is lost is sent again after
     /// the reconnection: a message can arrive twice, effects are recorded once. `limit` 0: as long as it takes.
-    /// Errors: NotFound (no such queue), Timeout (whether it arrived is unknown), Unavailable (stopped, cancelled).
+    /// Errors: NotFound (no queue takes it), Timeout (whether it arrived is unknown), Unavailable (stopped, cancelled).
     awaitable<Result<void>> publish(Message message, std::chrono::milliseconds limit = std::chrono::seconds(30));
 
     /// The same for many: they share windows; resumed once, when the last one is decided. One Result each.

@@ -218,8 +218,13 @@ Result<void> send(Connection& connection, amqp_channel_t channel, Message const&
         properties._flags |= AMQP_BASIC_CORRELATION_ID_FLAG;
         properties.correlation_id = bytes(correlation);
     }
-    return connection.check(amqp_basic_publish(connection.raw(), channel, amqp_empty_bytes, bytes(message.queue), 1, 0, &properties,
-                                               bytes(message.body)),
+    auto expiration = std::to_string(message.expires_after.count());
+    if (message.expires_after.count() > 0) {
+        properties._flags |= AMQP_BASIC_EXPIRATION_FLAG;
+        properties.expiration = bytes(expiration);
+    }
+    return connection.check(amqp_basic_publish(connection.raw(), channel, bytes(message.exchange), bytes(message.queue),
+                                               1, 0, &properties, bytes(message.body)),
                             "publish to " + message.queue);
 }
 
@@ -282,20 +287,58 @@ Result<std::uint32_t> Session::declare_classic(std::string const& queue) {
     return count;
 }
 
-Result<std::uint32_t> Session::count(std::string const& queue) {
+Result<QueueState> Session::state(std::string const& queue) {
     if (auto ready = impl_->ready(); !ready) return fail(ready.error());
     auto* ok = amqp_queue_declare(impl_->connection->raw(), impl_->channel, bytes(queue), 1, 0, 0, 0, amqp_empty_table);
-    std::uint32_t count = ok ? ok->message_count : 0;
+    QueueState state;
+    if (ok) state = {ok->message_count, ok->consumer_count};
     if (auto done = impl_->after("look at queue " + queue); !done) return fail(done.error());
-    return count;
+    return state;
+}
+
+Result<std::uint32_t> Session::count(std::string const& queue) {
+    auto found = state(queue);
+    if (!found) return fail(found.error());
+    return found->messages;
 }
 
 Result<std::uint32_t> Session::consumers(std::string const& queue) {
-    if (auto ready = impl_->ready(); !ready) return fail(ready.error());
-    auto* ok = amqp_queue_declare(impl_->connection->raw(), impl_->channel, bytes(queue), 1, 0, 0, 0, amqp_empty_table);
-    std::uint32_t count = ok ? ok->consumer_count : 0;
-    if (auto done = impl_->after("look at queue " + queue); !done) return fail(done.error());
-    return count;
+    auto found = state(queue);
+    if (!found) return fail(found.error());
+    return found->consumers;
+}
+
+Result<void> Session::ensure_exchange(std::string const& exchange, bool durable) {
+    auto declare = [&](bool passive) -> Result<void> {
+        if (auto ready = impl_->ready(); !ready) return ready;
+        amqp_exchange_declare(impl_->connection->raw(), impl_->channel, bytes(exchange), amqp_cstring_bytes("direct"),
+                              passive, durable, 0, 0, amqp_empty_table);
+        return impl_->after("declare exchange " + exchange);
+    };
+    auto there = declare(true);
+    if (there || there.error().kind() != ErrorKind::NotFound) return there;
+    auto made = declare(false);
+    // Somebody else made it between the two, in its own way.
+    return made || made.error().kind() != ErrorKind::Conflict ? made : declare(true);
+}
+
+Result<void> Session::ensure_queue(std::string const& queue, bool durable) {
+    auto there = state(queue);
+    if (there) return {};
+    if (there.error().kind() != ErrorKind::NotFound) return fail(there.error());
+    if (auto ready = impl_->ready(); !ready) return ready;
+    amqp_queue_declare(impl_->connection->raw(), impl_->channel, bytes(queue), 0, durable, 0, 0, amqp_empty_table);
+    auto made = impl_->after("declare queue " + queue);
+    if (made || made.error().kind() != ErrorKind::Conflict) return made;
+    auto again = state(queue);
+    return again ? Result<void>() : fail(again.error());
+}
+
+Result<void> Session::bind(std::string const& queue, std::string const& exchange, std::string const& key) {
+    if (auto ready = impl_->ready(); !ready) return ready;
+    amqp_queue_bind(impl_->connection->raw(), impl_->channel, bytes(queue), bytes(exchange), bytes(key),
+                    amqp_empty_table);
+    return impl_->after(fmt::format("bind queue {} to exchange {}", queue, exchange));
 }
 
 Result<std::uint32_t> Session::purge(std::string const& queue) {
@@ -398,6 +441,64 @@ Result<std::optional<Delivery>> Session::peek(std::string const& queue) {
     auto found = get(*impl_->connection, impl_->channel, queue, true, state);
     if (!state) impl_->open = false;
     return found;
+}
+
+Result<std::vector<Delivery>> Session::sift(std::string const& queue, std::function<bool(Delivery const&)> wanted,
+                                            std::size_t limit) {
+    if (auto ready = impl_->ready(); !ready) return fail(ready.error());
+    auto& connection = *impl_->connection;
+    std::vector<Delivery> taken;
+    std::vector<std::uint64_t> back;
+    Result<void> state;
+    for (std::size_t i = 0; i < limit && state; ++i) {
+        auto reply = amqp_basic_get(connection.raw(), impl_->channel, bytes(queue), 0);
+        state = connection.check(reply, "get from queue " + queue, impl_->channel);
+        if (!state || reply.reply.id != AMQP_BASIC_GET_OK_METHOD) break;
+        auto* ok = static_cast<amqp_basic_get_ok_t*>(reply.reply.decoded);
+        auto tag = ok->delivery_tag;
+        bool redelivered = ok->redelivered;
+        auto delivery = read_content(connection, impl_->channel);
+        if (!delivery) {
+            state = fail(delivery.error());
+            break;
+        }
+        delivery->queue = queue;
+        delivery->redelivered = redelivered;
+        if (wanted(*delivery)) {
+            state = connection.check(amqp_basic_ack(connection.raw(), impl_->channel, tag, 0),
+                                     "take a message of " + queue);
+            taken.push_back(std::move(*delivery));
+        } else {
+            back.push_back(tag);
+        }
+        amqp_maybe_release_buffers_on_channel(connection.raw(), impl_->channel);
+    }
+    for (auto tag : back)
+        if (state)
+            state = connection.check(amqp_basic_nack(connection.raw(), impl_->channel, tag, 0, 1),
+                                     "give back a message of " + queue);
+    if (!state) {
+        impl_->open = false;
+        return fail(state.error());
+    }
+    return taken;
+}
+
+Result<void> declare_ocrd_exchange(Session& session, OcrdTopology const& topology) {
+    return session.ensure_exchange(topology.exchange, topology.durable_exchange);
+}
+
+Result<QueueState> look_at_ocrd_queue(Session& session, OcrdTopology const& topology, std::string const& queue) {
+    auto state = session.state(queue);
+    if (!state) return state;
+    if (auto bound = session.bind(queue, topology.exchange, queue); !bound) return fail(bound.error());
+    return state;
+}
+
+Result<void> declare_ocrd_queue(Session& session, OcrdTopology const& topology, std::string const& queue) {
+    if (auto made = session.ensure_exchange(topology.exchange, topology.durable_exchange); !made) return made;
+    if (auto made = session.ensure_queue(queue, topology.durable_queues); !made) return made;
+    return session.bind(queue, topology.exchange, queue);
 }
 
 Result<std::uint32_t> declare_work_queue(Session& session, std::string const& queue) {

@@ -105,6 +105,71 @@ TEST_F(BrokerTest, SaysThatThereIsNoSuchQueue) {
     EXPECT_TRUE(session->publish({queue, "x", ""})) << "the session must go on after an error";
 }
 
+TEST_F(BrokerTest, PublishesToOcrdsExchangeAndSaysWhenNoQueueTakesIt) {
+    OcrdTopology topology{.exchange = "ocrd-test-" + random_hex(4)};
+    LinkOptions options;
+    options.on_connected = [topology](Session& session) { return declare_ocrd_exchange(session, topology); };
+    Publisher publisher(io.get_executor(), url, options);
+    Message message{.queue = queue, .body = "job", .persistent = false, .exchange = topology.exchange};
+    auto lost = run(io, publisher.publish(message));
+    ASSERT_FALSE(lost);
+    EXPECT_EQ(lost.error().kind(), ErrorKind::NotFound);
+    auto session = Session::open(url, "test");
+    ASSERT_TRUE(session);
+    EXPECT_EQ(look_at_ocrd_queue(*session, topology, queue).error().kind(), ErrorKind::NotFound);
+    auto declared = declare_ocrd_queue(*session, topology, queue); // as a Worker does
+    ASSERT_TRUE(declared) << declared.error().message();
+    ASSERT_TRUE(run(io, publisher.publish(message)));
+    auto state = look_at_ocrd_queue(*session, topology, queue);
+    ASSERT_TRUE(state) << state.error().message();
+    EXPECT_EQ(state->messages, 1u);
+    EXPECT_EQ(state->consumers, 0u);
+    EXPECT_EQ((*session->get_one(queue))->body, "job");
+}
+
+TEST_F(BrokerTest, LeavesAnExchangeAndAQueueOfOtherDurabilityAsTheyAre) {
+    OcrdTopology durable{.exchange = "ocrd-test-" + random_hex(4), .durable_exchange = true, .durable_queues = true};
+    auto session = Session::open(url, "test");
+    ASSERT_TRUE(session);
+    ASSERT_TRUE(declare_ocrd_queue(*session, durable, queue));
+    auto transient = durable;
+    transient.durable_exchange = transient.durable_queues = false;
+    auto again = declare_ocrd_queue(*session, transient, queue);
+    EXPECT_TRUE(again) << again.error().message();
+}
+
+TEST_F(BrokerTest, SiftsAQueueAndLeavesTheOthersInTheirPlaces) {
+    auto session = Session::open(url, "test");
+    ASSERT_TRUE(session);
+    ASSERT_TRUE(session->ensure_queue(queue, false));
+    for (auto const* body : {"1", "2", "3", "4"}) ASSERT_TRUE(session->publish({queue, body, ""}));
+    auto taken =
+        session->sift(queue, [](Delivery const& delivery) { return delivery.body == "3" || delivery.body == "1"; });
+    ASSERT_TRUE(taken) << taken.error().message();
+    ASSERT_EQ(taken->size(), 2u);
+    EXPECT_EQ((*session->get_one(queue))->body, "2");
+    EXPECT_EQ((*session->get_one(queue))->body, "4");
+    EXPECT_FALSE(*session->get_one(queue));
+}
+
+TEST_F(BrokerTest, AnExpiredMessageIsNotRedeliveredAfterItsConsumerDied) {
+    auto session = Session::open(url, "test");
+    ASSERT_TRUE(session);
+    ASSERT_TRUE(session->ensure_queue(queue, false));
+    Consumer::Options options;
+    options.queues = {queue};
+    std::vector<Delivery> got;
+    auto consumer = std::make_unique<Consumer>(io.get_executor(), url, options,
+                                               [&](Delivery delivery) { got.push_back(std::move(delivery)); });
+    ASSERT_TRUE(session->publish({.queue = queue, .body = "x", .persistent = false, .expires_after = 50ms}));
+    ASSERT_TRUE(run_until(io, [&] { return got.size() == 1; }, 10s));
+    auto until = Steady::now() + 60ms;
+    run_until(io, [&] { return Steady::now() > until; }, 2s);
+    consumer->stop(); // it goes back, and is too old
+    ASSERT_TRUE(run_until(io, [&] { return session->consumers(queue).value_or(1) == 0; }, 10s));
+    EXPECT_EQ(session->count(queue).value_or(1), 0u);
+}
+
 TEST_F(BrokerTest, TellsAConflictingDeclarationFromAMissingBroker) {
     declare(queue, {.delivery_limit = 5});
     auto session = Session::open(url, "test");
