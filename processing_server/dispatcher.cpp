@@ -31,20 +31,11 @@ struct Inputs {
 };
 
 Result<Inputs> inputs_of(mets::Mets const& mets, Job const& job) {
-    auto pages = job.pages_left ? *job.pages_left : job.pages;
-    if (job.existing_output != ExistingOutput::Overwrite) {
-        auto existing = mets::existing_outputs(mets, pages, job.output_groups);
-        if (!existing.empty() && job.existing_output == ExistingOutput::Abort)
-            return fail(ErrorKind::Conflict, "output group {} exists already for page {} and {} more", join(job.output_groups, ","),
-                        existing.front(), existing.size() - 1);
-        if (!existing.empty()) {
-            std::set<std::string> done(existing.begin(), existing.end());
-            std::erase_if(pages, [&](auto const& page) { return done.contains(page); });
-        }
-    }
+    auto pages = pages_to_do(mets, job);
+    if (!pages) return std::unexpected(pages.error());
     Inputs result;
-    if (pages.empty()) return result;
-    auto found = mets::inputs_for(mets, pages, job.input_groups, job.output_groups);
+    if (pages->empty()) return result;
+    auto found = mets::inputs_for(mets, *pages, job.input_groups, job.output_groups);
     if (!found) return std::unexpected(found.error());
     result.pages = std::move(found->pages);
     for (auto& problem : found->failed) result.failed.emplace(std::move(problem.page_id), std::move(problem.reason));
@@ -55,8 +46,8 @@ Result<Inputs> inputs_of(mets::Mets const& mets, Job const& job) {
 
 Dispatcher::Dispatcher(asio::any_io_executor io, Settings const& settings, store::Store& store, JobBook& book,
                        Workspaces& workspaces, queue::BrokerUrl url)
-    : io_(io), log_("dispatcher"), settings_(settings), store_(store), book_(book), workspaces_(workspaces), url_(std::move(url)),
-      tasks_(io, "dispatcher") {}
+    : io_(io), log_("dispatcher"), settings_(settings), store_(store), book_(book), workspaces_(workspaces),
+      url_(std::move(url)), topology_(ocrd_topology(settings)), tasks_(io, "dispatcher") {}
 
 Dispatcher::~Dispatcher() { *alive_ = false; }
 
@@ -299,7 +290,9 @@ awaitable<void> Dispatcher::publish(std::shared_ptr<Workspace> workspace, std::v
 }
 
 awaitable<bool> Dispatcher::knows(std::string processor) {
-    if (settings_.processors.contains(processor) || discovered_.contains(processor)) co_return true;
+    if (auto configured = settings_.processors.find(processor); configured != settings_.processors.end())
+        co_return configured->second.kind == "managed";
+    if (discovered_.contains(processor)) co_return true;
     if (!publisher_ || !publisher_->connected()) co_return false;
     auto ask = [queue = work_queue(settings_.name, processor)](queue::Session& session) -> Result<void> {
         auto count = session.count(queue);
@@ -332,13 +325,20 @@ void Dispatcher::measured(std::string const& target, double seconds) {
 
 awaitable<void> Dispatcher::send(queue::Message message) {
     auto queue = message.queue;
-    auto sent = co_await publisher_->publish(std::move(message));
+    auto declare = [topology = topology_, queue](queue::Session& session) {
+        return queue::declare_ocrd_queue(session, topology, queue);
+    };
+    auto sent = co_await publisher_->with_session(std::move(declare));
+    if (sent) sent = co_await publisher_->publish(std::move(message));
     if (!sent) log_.info("result-message.failed", kv(field::kQueue, queue), kv(field::kError, sent.error().message()));
 }
 
 void Dispatcher::post_message(std::string queue, std::string body) {
     if (!publisher_ || stopping_) return;
-    tasks_.spawn("result message", send(queue::Message{.queue = std::move(queue), .body = std::move(body)}));
+    tasks_.spawn(
+        "result message",
+        send(queue::Message{
+            .queue = std::move(queue), .body = std::move(body), .persistent = false, .exchange = topology_.exchange}));
 }
 
 } // namespace ocrctl::server

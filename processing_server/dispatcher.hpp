@@ -34,7 +34,8 @@ public:
     /// Connected, and sure that the broker holds what was published.
     bool ready() const noexcept { return epoch_known_; }
     Error const& problem() const noexcept { return problem_; }
-    /// A message to any queue, for result_queue_name. Not waited for by anybody.
+    /// A message to result_queue_name as an OCR-D Worker sends it: the queue is made if it is missing. Not waited for
+    /// by anybody.
     void post_message(std::string queue, std::string body);
 
 private:
@@ -54,6 +55,7 @@ private:
     JobBook& book_;
     Workspaces& workspaces_;
     queue::BrokerUrl url_;
+    queue::OcrdTopology topology_;
     TaskGroup tasks_;
     std::unique_ptr<queue::Publisher> publisher_;
     std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);

@@ -17,6 +17,13 @@ JobState state_in(Phase phase) { return phase == Phase::Waiting ? JobState::Cach
 
 } // namespace
 
+std::string foreign_lane(std::string const& processor) {
+    return "foreign/" + processor;
+}
+std::string lane_of(Job const& job) {
+    return job.foreign ? foreign_lane(job.target.name) : job.target.name;
+}
+
 JobBook::JobBook(asio::any_io_executor io, store::Store& store) : log_("jobs"), store_(store), wake_(std::move(io)) {}
 
 std::optional<JobState> JobBook::known_state(JobId const& id) const {
@@ -81,7 +88,7 @@ OpenJob& JobBook::add(Job job) {
     if (!entry.job.workflow.empty()) ++workflows_[entry.job.workflow].open;
     ++by_workspace_[entry.job.workspace];
     open_.emplace(entry.job.id, std::move(owned));
-    targets_.insert(entry.job.target.name);
+    (entry.job.foreign ? foreign_processors_ : targets_).insert(entry.job.target.name);
     // Without a page_id a Job is for all pages, also those that come later.
     auto whole = !entry.job.page_id || entry.job.page_id->empty();
     (void)locks_.take(entry.job.id, entry.job.workspace, entry.job.output_groups, whole ? std::vector<std::string>{} : entry.job.pages);
@@ -149,7 +156,7 @@ JobState JobBook::recover(Job job, std::unordered_map<JobId, JobState> const& en
     if (committed) {
         move(entry, Phase::Committed);
     } else if (was_published) {
-        ++in_broker_[entry.job.target.name];
+        ++in_broker_[lane_of(entry.job)];
         move(entry, Phase::Published);
     } else {
         promote(entry);
@@ -160,7 +167,7 @@ JobState JobBook::recover(Job job, std::unordered_map<JobId, JobState> const& en
 void JobBook::promote(OpenJob& entry) {
     if (entry.phase != Phase::Waiting || !entry.durable || entry.unmet > 0 || entry.ending || !locks_.granted(entry.job.id)) return;
     move(entry, Phase::Ready);
-    scheduler_.add(entry.job.id, entry.job.target.name, entry.job.workspace, entry.job.priority);
+    scheduler_.add(entry.job.id, lane_of(entry.job), entry.job.workspace, entry.job.priority);
     wake_.notify_all();
 }
 
@@ -185,7 +192,7 @@ void JobBook::publish_again(OpenJob& entry) {
     leave_broker(entry);
     entry.job.published = false;
     move(entry, Phase::Ready);
-    scheduler_.add(entry.job.id, entry.job.target.name, entry.job.workspace, entry.job.priority, true);
+    scheduler_.add(entry.job.id, lane_of(entry.job), entry.job.workspace, entry.job.priority, true);
     wake_.notify_all();
 }
 
@@ -196,7 +203,7 @@ std::size_t JobBook::in_broker(std::string const& target) const {
 
 void JobBook::leave_broker(OpenJob& entry) {
     if (entry.phase != Phase::Publishing && entry.phase != Phase::Published) return;
-    --in_broker_[entry.job.target.name];
+    --in_broker_[lane_of(entry.job)];
     wake_.notify_all();
 }
 
@@ -214,7 +221,7 @@ void JobBook::backing_off(OpenJob& entry) {
 void JobBook::again(OpenJob& entry) {
     if (entry.phase != Phase::BackingOff || entry.ending) return;
     move(entry, Phase::Ready);
-    scheduler_.add(entry.job.id, entry.job.target.name, entry.job.workspace, entry.job.priority, true);
+    scheduler_.add(entry.job.id, lane_of(entry.job), entry.job.workspace, entry.job.priority, true);
     wake_.notify_all();
 }
 

@@ -43,6 +43,10 @@ struct Ending {
     std::string reason;
 };
 
+/// Where Jobs of one target wait together. A Processor that changed from managed to foreign between two starts has two.
+std::string foreign_lane(std::string const& processor);
+std::string lane_of(Job const& job);
+
 /// How the Jobs of a workflow that has open ones stand: processor -> state -> count.
 using WorkflowCounts = std::map<std::string, std::map<JobState, std::size_t>>;
 
@@ -69,12 +73,16 @@ public:
     std::size_t size() const noexcept { return open_.size(); }
     std::unordered_map<JobId, std::unique_ptr<OpenJob>> const& all() const noexcept { return open_; }
 
-    // --- Jobs go to the broker ---
+    // --- Jobs go to the broker --- (`target`: a lane_of())
     std::optional<JobId> next(std::string const& target);       // Ready -> Publishing
+    std::size_t ready(std::string const& target) const { return scheduler_.size(target); }
     void published(OpenJob& job);                               // Publishing -> Published
     void publish_again(OpenJob& job);                           // -> Ready, before others
     std::size_t in_broker(std::string const& target) const;
-    std::set<std::string> const& targets() const noexcept { return targets_; }
+    std::set<std::string> const& targets() const noexcept { return targets_; } // of managed Workers
+    std::set<std::string> const& foreign() const noexcept {
+        return foreign_processors_;
+    } // Processors with foreign Jobs
     /// Something became Ready, or a place in a window came free.
     Event& wake() noexcept { return wake_; }
 
@@ -126,7 +134,7 @@ private:
     std::deque<JobId> recent_order_;
     std::unordered_map<std::string, std::size_t> in_broker_;
     std::unordered_map<std::string, std::size_t> by_workspace_;
-    std::set<std::string> targets_;
+    std::set<std::string> targets_, foreign_processors_;
     std::map<JobState, std::size_t> counts_;
     struct WorkflowState {
         WorkflowCounts counts;

@@ -200,8 +200,10 @@ Json workflow_output(Workflow const& workflow) {
     return out;
 }
 
-JobService::JobService(Settings const& settings, store::Store& store, JobBook& book, Workspaces& workspaces, Dispatcher& dispatcher)
-    : settings_(settings), store_(store), book_(book), workspaces_(workspaces), dispatcher_(dispatcher), log_("jobs") {}
+JobService::JobService(Settings const& settings, store::Store& store, JobBook& book, Workspaces& workspaces,
+                       Dispatcher& dispatcher, ForeignWorkers* foreign)
+    : settings_(settings), store_(store), book_(book), workspaces_(workspaces), dispatcher_(dispatcher),
+      foreign_(foreign), log_("jobs") {}
 
 Result<void> JobService::load_tools() {
     auto files = settings_.tools;
@@ -222,6 +224,43 @@ Result<void> JobService::load_tools() {
 Json const* JobService::tool(std::string const& processor) const {
     auto found = tools_.find(processor);
     return found == tools_.end() ? nullptr : &found->second;
+}
+
+awaitable<std::vector<std::string>> JobService::processors() {
+    auto names = dispatcher_.processors();
+    if (foreign_ == nullptr) co_return names;
+    std::set<std::string> all(names.begin(), names.end());
+    std::vector<std::string> candidates; // what is in no catalogue cannot be run either
+    for (auto const& [name, tool] : tools_)
+        if (!all.contains(name)) candidates.push_back(name);
+    auto foreign = co_await foreign_->processors(std::move(candidates));
+    all.insert(foreign.begin(), foreign.end());
+    co_return std::vector<std::string>(all.begin(), all.end());
+}
+
+awaitable<JobService::Runs> JobService::who_runs(std::string processor) {
+    auto managed = co_await dispatcher_.knows(processor);
+    if (managed) co_return Runs::Managed;
+    auto foreign = foreign_ != nullptr && co_await foreign_->knows(std::move(processor));
+    co_return foreign ? Runs::Foreign : Runs::Nobody;
+}
+
+// What cannot be promised for a foreign Worker is refused.
+std::optional<Refusal> JobService::check_foreign(Job const& job) const {
+    if (!job.foreign) return std::nullopt;
+    if (job.existing_output == ExistingOutput::Overwrite)
+        return Refusal{422,
+                       fmt::format("NOT_SUPPORTED: {} has an OCR-D Worker, which keeps existing outputs unless it was "
+                                   "started with OCRD_EXISTING_OUTPUT=OVERWRITE",
+                                   job.target.name),
+                       false};
+    if (job.mets_basename != "mets.xml")
+        return Refusal{
+            422,
+            fmt::format("NOT_SUPPORTED: {} has an OCR-D Worker, which works on a METS called mets.xml, not {}",
+                        job.target.name, job.mets_basename),
+            false};
+    return std::nullopt;
 }
 
 Answer<JobService::Place> JobService::locate(std::string const& path_to_mets) {
@@ -289,14 +328,28 @@ awaitable<Answer<Job>> JobService::submit(std::string processor, Json body) {
     }
     if (!fields.problem.empty()) co_return malformed(fields.problem);
 
-    auto known = co_await dispatcher_.knows(processor);
-    if (!known) co_return refuse(422, fmt::format("no Worker of this deployment runs {}; there are: {}", processor, join(dispatcher_.processors(), ", ")));
+    auto runs = co_await who_runs(processor);
+    if (runs == Runs::Nobody) {
+        auto there = co_await processors();
+        co_return refuse(
+            422, fmt::format("no Worker of this deployment runs {}; there are: {}", processor, join(there, ", ")));
+    }
+    job.foreign = runs == Runs::Foreign;
     if (job_id && !job_id->empty()) co_return refuse(422, "job_id must not be set by the client");
     if (tool(processor) == nullptr) co_return refuse(404, fmt::format("{} is not in the tool catalogue", processor));
     if (path_to_mets.has_value() == workspace_id.has_value())
         co_return refuse(422, "exactly one of path_to_mets and workspace_id must be given");
     if (auto refusal = check_parameters(processor, job.parameters)) co_return std::unexpected(std::move(*refusal));
-    if (workspace_id) co_return refuse(404, fmt::format("no workspace has the id {}", *workspace_id));
+    if (workspace_id) {
+        std::optional<std::string> path;
+        if (foreign_ != nullptr) {
+            auto found = co_await foreign_->path_of_workspace(*workspace_id);
+            if (!found) co_return refuse(found.error());
+            path = std::move(*found);
+        }
+        if (!path) co_return refuse(404, fmt::format("no workspace has the id {}", *workspace_id));
+        path_to_mets = std::move(path);
+    }
     if (!outputs || outputs->empty()) co_return refuse(422, "output_file_grps: at least one output group is needed");
     if (auto fits = mets::check_output_groups(*outputs); !fits) co_return refuse(422, "output_file_grps: " + fits.error().message());
     if (inputs->empty()) co_return refuse(422, "input_file_grps: at least one input group is needed");
@@ -309,6 +362,7 @@ awaitable<Answer<Job>> JobService::submit(std::string processor, Json body) {
     job.path_to_mets = *path_to_mets;
     job.workspace = place->folder;
     job.mets_basename = place->mets_basename;
+    if (auto refusal = check_foreign(job)) co_return std::unexpected(std::move(*refusal));
     job.input_groups = std::move(*inputs);
     job.output_groups = std::move(*outputs);
     if (depends_on)
@@ -408,6 +462,13 @@ awaitable<Answer<Job>> JobService::cancel(JobId id) {
     if (open->ending || open->deciding || open->phase == Phase::Committed)
         co_return refuse(409, fmt::format("Job {} has its result already", id.str()));
     auto job = open->job;
+    if (job.foreign && (open->phase == Phase::Published || open->phase == Phase::Publishing)) {
+        auto taken = foreign_ != nullptr && co_await foreign_->take_back(id);
+        if (!taken)
+            co_return refuse(
+                409,
+                fmt::format("NOT_SUPPORTED: Job {} is with an OCR-D Worker, which cannot be told to stop", id.str()));
+    }
     std::vector<Ending> endings{Ending{id, JobState::Cancelled, "cancelled by request"}};
     co_await book_.end(std::move(endings), {});
     job.state = JobState::Cancelled;
@@ -447,15 +508,24 @@ awaitable<Answer<Workflow>> JobService::run(WorkflowRequest request) {
     if (!looked) co_return refuse_workspace(looked.error());
     if (!looked->missing.empty()) co_return refuse(422, looked->missing);
     std::vector<std::string> unknown;
+    std::map<std::string, bool> foreign;
     for (auto const& task : tasks) {
-        auto known = co_await dispatcher_.knows(task.processor);
-        if (!known && std::ranges::find(unknown, task.processor) == unknown.end()) unknown.push_back(task.processor);
+        auto runs = co_await who_runs(task.processor);
+        foreign[task.processor] = runs == Runs::Foreign;
+        if (runs == Runs::Nobody && std::ranges::find(unknown, task.processor) == unknown.end())
+            unknown.push_back(task.processor);
     }
     if (!unknown.empty()) co_return refuse(406, fmt::format("no Worker of this deployment runs {}", join(unknown, ", ")));
     if (!looked->selector.empty()) co_return refuse(422, fmt::format("page_id {}: {}", request.page_id, looked->selector));
     for (auto const& task : tasks) {
         if (tool(task.processor) == nullptr) co_return refuse(404, fmt::format("{} is not in the tool catalogue", task.processor));
         if (auto refusal = check_parameters(task.processor, task.parameters)) co_return std::unexpected(std::move(*refusal));
+        Job asked;
+        asked.target.name = task.processor;
+        asked.foreign = foreign[task.processor];
+        asked.mets_basename = place->mets_basename;
+        asked.existing_output = request.existing_output.value_or(settings_.existing_output);
+        if (auto refusal = check_foreign(asked)) co_return std::unexpected(std::move(*refusal));
     }
     if (!looked->existing.empty()) co_return refuse(409, looked->existing);
     if (looked->pages.empty()) co_return refuse(422, "the METS has no pages");
@@ -478,6 +548,7 @@ awaitable<Answer<Workflow>> JobService::run(WorkflowRequest request) {
             Job job;
             job.id = JobId(new_uuid());
             job.target.name = task.processor;
+            job.foreign = foreign[task.processor];
             job.workspace = place->folder;
             job.path_to_mets = request.mets_path;
             job.mets_basename = place->mets_basename;
@@ -512,6 +583,7 @@ awaitable<Answer<Workflow>> JobService::run(WorkflowRequest request) {
     crash_point("server.after-accept");
     log_.info("workflow.accepted", kv(field::kWorkflow, workflow.id.str()), kv(field::kCount, ids.size()), kv(field::kWorkspace, place->folder));
     for (auto const& id : ids) book_.durable(id);
+    if (foreign_ != nullptr) foreign_->mirror(workflow);
     co_return workflow;
 }
 
@@ -583,8 +655,9 @@ awaitable<Answer<std::string>> JobService::add_script(std::string content) {
     WorkflowScript script{new_uuid(), content, md5_hex(content)};
     auto id = script.id;
     store::Batch batch;
-    batch.add(std::move(script));
+    batch.add(script);
     if (auto written = co_await store_.write(std::move(batch)); !written) co_return refuse(written.error());
+    if (foreign_ != nullptr) foreign_->mirror(std::move(script));
     co_return id;
 }
 
@@ -595,8 +668,10 @@ awaitable<Answer<std::string>> JobService::replace_script(std::string id, std::s
     if (trim(content).empty()) co_return refuse(422, "the workflow script is empty");
     if (auto parsed = checked_workflow(content); !parsed) co_return refuse(422, parsed.error().message());
     store::Batch batch;
-    batch.put(WorkflowScript{id, content, md5_hex(content)});
+    WorkflowScript script{id, content, md5_hex(content)};
+    batch.put(script);
     if (auto written = co_await store_.write(std::move(batch)); !written) co_return refuse(written.error());
+    if (foreign_ != nullptr) foreign_->mirror(std::move(script));
     co_return id;
 }
 

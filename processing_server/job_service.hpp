@@ -3,6 +3,7 @@
 #pragma once
 
 #include "processing_server/dispatcher.hpp"
+#include "processing_server/foreign_workers.hpp"
 #include "processing_server/job_book.hpp"
 #include "processing_server/settings.hpp"
 #include "processing_server/workflow_script.hpp"
@@ -38,11 +39,15 @@ struct WorkflowRequest {
 /// Lives on the io thread; refers to what it is given, all of which outlives it.
 class JobService {
 public:
-    JobService(Settings const& settings, store::Store& store, JobBook& book, Workspaces& workspaces, Dispatcher& dispatcher);
+    /// `foreign` may be null: then there are only managed Workers.
+    JobService(Settings const& settings, store::Store& store, JobBook& book, Workspaces& workspaces,
+               Dispatcher& dispatcher, ForeignWorkers* foreign);
 
     /// Reads the tool catalogues. Invalid: one of them is broken.
     Result<void> load_tools();
     Json const* tool(std::string const& processor) const;
+    /// Those that somebody runs, now or by configuration.
+    awaitable<std::vector<std::string>> processors();
 
     awaitable<Answer<Job>> submit(std::string processor, Json body);
     awaitable<Answer<Job>> job(JobId id);
@@ -70,6 +75,9 @@ private:
         std::chrono::steady_clock::time_point found;
     };
     Answer<Place> locate(std::string const& path_to_mets);
+    enum class Runs { Nobody, Managed, Foreign };
+    awaitable<Runs> who_runs(std::string processor);
+    std::optional<Refusal> check_foreign(Job const& job) const;
     std::optional<Refusal> check_parameters(std::string const& processor, Json const& parameters);
     awaitable<Answer<WorkflowCounts>> counts(WorkflowId id);
 
@@ -78,6 +86,7 @@ private:
     JobBook& book_;
     Workspaces& workspaces_;
     Dispatcher& dispatcher_;
+    ForeignWorkers* foreign_;
     log::Logger log_;
     std::map<std::string, Json> tools_;
     std::unordered_map<std::string, Place> places_;          // path as submitted -> where that is; for seconds

@@ -1,6 +1,9 @@
 // Names in the broker (docs/contracts.md, "Names and ids").
 #pragma once
 
+#include "lib/queue/broker.hpp"
+#include "processing_server/settings.hpp"
+
 #include <cstdint>
 #include <fmt/format.h>
 #include <string>
@@ -19,6 +22,11 @@ inline int result_index(std::string_view workspace) {
     std::uint64_t hash = 0xcbf29ce484222325u;
     for (unsigned char c : workspace) hash = (hash ^ c) * 0x100000001b3u;
     return static_cast<int>(hash % kResultQueues);
+}
+
+/// OCR-D's exchange and queues, as the deployment's Workers declare them.
+inline queue::OcrdTopology ocrd_topology(Settings const& settings) {
+    return {.durable_exchange = settings.ocrd_durable_exchange, .durable_queues = settings.ocrd_durable_queues};
 }
 
 } // namespace ocrctl::server

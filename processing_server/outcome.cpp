@@ -7,6 +7,19 @@
 
 namespace ocrctl::server {
 
+Result<std::vector<std::string>> pages_to_do(mets::Mets const& mets, Job const& job) {
+    auto pages = job.pages_left ? *job.pages_left : job.pages;
+    if (job.existing_output == ExistingOutput::Overwrite) return pages;
+    auto existing = mets::existing_outputs(mets, pages, job.output_groups);
+    if (existing.empty()) return pages;
+    if (job.existing_output == ExistingOutput::Abort)
+        return fail(ErrorKind::Conflict, "output group {} exists already for page {} and {} more",
+                    join(job.output_groups, ","), existing.front(), existing.size() - 1);
+    std::set<std::string> done(existing.begin(), existing.end());
+    std::erase_if(pages, [&](auto const& page) { return done.contains(page); });
+    return pages;
+}
+
 std::string failure_of(Job const& job) {
     auto failed = job.pages_failed.size();
     if (failed == 0) return {};

@@ -1,4 +1,4 @@
-// What a result means for its Job. Pure.
+// What is left to do for a Job, and what a result means for it. Pure.
 #pragma once
 
 #include "lib/mets/mets.hpp"
@@ -13,6 +13,10 @@ namespace ocrctl::server {
 inline constexpr double kMaxMissing = 0.1; // OCR-D's share of failed pages above which a Job fails
 inline constexpr int kMaxRetries = 3;      // further attempts because of transient trouble
 inline constexpr int kMaxEngineDeaths = 2; // then a Job is quarantined
+
+/// The pages of the current attempt, without those whose outputs are there already and are kept. Conflict: there are
+/// such, and the Job says abort.
+Result<std::vector<std::string>> pages_to_do(mets::Mets const& mets, Job const& job);
 
 /// Why a Job with these failed pages has failed: "2 of 20 pages failed: PHYS_0003: no image ..."; "" if it has not.
 std::string failure_of(Job const& job);

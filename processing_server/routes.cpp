@@ -117,6 +117,11 @@ Json status_document(RouteContext const& c) {
     if (c.dispatcher.problem().kind() != ErrorKind::None) document["broker"]["problem"] = c.dispatcher.problem().message();
     Json problems = Json::array();
     for (auto const& [workspace, problem] : c.results.problems()) problems.push_back(Json{{"workspace", workspace}, {"problem", problem}});
+    if (c.foreign != nullptr) {
+        for (auto const& [workspace, problem] : c.foreign->problems())
+            problems.push_back(Json{{"workspace", workspace}, {"problem", problem}});
+        document["foreign_workers"] = c.foreign->status();
+    }
     document["problems"] = std::move(problems);
     if (c.callbacks.waiting() > 0) document["callbacks_waiting"] = c.callbacks.waiting();
     return document;
@@ -170,7 +175,10 @@ void add_routes(net::Router& router, RouteContext context) {
         if (request.has_query("dry_run") && !boolean(request.query_or("dry_run"))) return malformed("dry_run: expected true or false");
         return Response::json(200, Json::array()); // the METS lives in this process: there are none
     });
-    simple("GET", "/processor", [shared](Request const&) { return Response::json(200, Json(shared->dispatcher.processors())); });
+    add("GET", "/processor", [shared](Request) -> awaitable<Response> {
+        auto names = co_await shared->jobs.processors();
+        co_return Response::json(200, Json(std::move(names)));
+    });
     simple("GET", "/processor/info/{processor_name}", [shared](Request const& request) {
         auto const* tool = shared->jobs.tool(request.param("processor_name"));
         if (tool == nullptr) return Response::error(404, fmt::format("{} is not in the tool catalogue", request.param("processor_name")));
@@ -198,6 +206,9 @@ void add_routes(net::Router& router, RouteContext context) {
         auto text = co_await on_thread(shared->pool, std::move(read));
         // A Job that ended before a Worker saw it (an input is missing, a dependency failed) has no log, but a reason.
         if (!text && is_final(job->state) && !job->reason.empty()) text = job->reason + "\n";
+        if (!text && job->foreign && !job->log_file.empty())
+            co_return Response::error(404, fmt::format("the log of Job {} cannot be read on this machine: {}",
+                                                       job->id.str(), text.error().message()));
         if (!text) co_return Response::error(404, fmt::format("Job {} has no log yet", job->id.str()));
         auto response = Response::text(200, std::move(*text));
         response.headers.set("Content-Disposition", fmt::format("attachment; filename=\"{}.log\"", job->id.str()));
@@ -205,11 +216,19 @@ void add_routes(net::Router& router, RouteContext context) {
     });
     add("POST", "/result_callback", [shared](Request request) -> awaitable<Response> {
         auto body = request.json();
-        if (!body || !body->is_object() || !body->contains("job_id") || !(*body)["job_id"].is_string()) co_return malformed("job_id: expected a string");
-        if (!body->contains("state") || !(*body)["state"].is_string() || !job_state((*body)["state"].get<std::string>())) co_return malformed("state: expected a Job state");
-        auto job = co_await shared->jobs.job(JobId((*body)["job_id"].get<std::string>()));
-        if (!job) co_return Response::error(404, job.error().detail);
-        co_return Response::error(409, "NOT_SUPPORTED: this Job's Worker is managed, its results come by the broker");
+        if (!body || !body->is_object()) co_return malformed("the body must be a JSON object");
+        auto text = [&](char const* key) {
+            return body->contains(key) && (*body)[key].is_string() ? (*body)[key].get<std::string>() : std::string();
+        };
+        if (text("job_id").empty()) co_return malformed("job_id: expected a string");
+        if (!job_state(text("state"))) co_return malformed("state: expected a Job state");
+        if (text("path_to_mets").empty() && text("workspace_id").empty())
+            co_return Response::error(404, "neither path_to_mets nor workspace_id is given");
+        auto job = co_await shared->jobs.job(JobId(text("job_id")));
+        if (!job) co_return Response::error(job.error().status == 422 ? 404 : job.error().status, job.error().detail);
+        // A late or repeated one is fine; what counts is what the Worker wrote into its row.
+        if (job->foreign && shared->foreign != nullptr) shared->foreign->called_back(job->id);
+        co_return Response::json(200, Json());
     });
 
     // --- workflows

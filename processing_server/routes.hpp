@@ -18,6 +18,7 @@ struct RouteContext {
     JobBook& book;
     Dispatcher& dispatcher;
     Results& results;
+    ForeignWorkers* foreign; // null: only managed Workers
     AgentHub& agents;
     Callbacks& callbacks;
     Converger* converger; // may be missing: a server without a deployment

@@ -71,6 +71,7 @@ struct ProcessingServer::Parts {
     std::unique_ptr<Dispatcher> dispatcher;      // into the broker
     std::unique_ptr<Results> results;            // out of it
     std::unique_ptr<Callbacks> callbacks;        // to clients
+    std::unique_ptr<ForeignWorkers> foreign;     // Jobs for OCR-D's Workers; null without MongoDB
     std::unique_ptr<JobService> jobs;            // what clients ask for
     AgentHub agents;                             // host agents
     Event status_changed;
@@ -97,7 +98,10 @@ awaitable<Result<void>> ProcessingServer::Parts::start() {
     dispatcher = std::make_unique<Dispatcher>(io, settings, *store, *book, workspaces, *broker);
     results = std::make_unique<Results>(io, pool, settings, *store, *book, workspaces, *dispatcher, *broker);
     callbacks = std::make_unique<Callbacks>(io, *store);
-    jobs = std::make_unique<JobService>(settings, *store, *book, workspaces, *dispatcher);
+    if (documents)
+        foreign = std::make_unique<ForeignWorkers>(io, pool, settings, *store, *book, workspaces, *mets_api, *documents,
+                                                   *broker);
+    jobs = std::make_unique<JobService>(settings, *store, *book, workspaces, *dispatcher, foreign.get());
     if (auto loaded = jobs->load_tools(); !loaded) co_return loaded;
     if (agents.closing()) jobs->close_intake();
 
@@ -112,7 +116,8 @@ awaitable<Result<void>> ProcessingServer::Parts::start() {
     // The port is taken first: what is in use is said before anything is done. Until the Jobs are in memory it answers 503.
     net::ServerOptions options;
     options.max_body = settings.max_body;
-    add_routes(router, RouteContext{settings, *jobs, *book, *dispatcher, *results, agents, *callbacks, converger, pool, url, started, status_changed, version});
+    add_routes(router, RouteContext{settings, *jobs, *book, *dispatcher, *results, foreign.get(), agents, *callbacks,
+                                    converger, pool, url, started, status_changed, version});
     mets_api->add_routes(router);
     http = std::make_unique<net::HttpServer>(io, router, options);
     auto bound = http->listen(settings.address, static_cast<std::uint16_t>(settings.port));
@@ -198,6 +203,8 @@ awaitable<Result<void>> ProcessingServer::Parts::recover() {
     for (auto const& job : *to_tell)
         if (is_final(job.state)) callbacks->tell(job);
     dispatcher->start(epoch->value_or(""));
+    if (foreign)
+        if (auto begun = foreign->start(url); !begun) co_return begun;
     if (book->size() > 0) log.info("server.recovered", kv("open_jobs", book->size()), kv("results", outcomes->size()));
     co_return Result<void>{};
 }
@@ -207,6 +214,7 @@ void ProcessingServer::Parts::job_ended(Job const& job) {
     if (job.state == JobState::Failed) log.info("job.failed", kv(field::kJob, job.id.str()), kv(field::kProcessor, job.target.name), kv(field::kReason, job.reason));
     if (job.state == JobState::Cancelled) agents.cancel(job.id);
     callbacks->tell(job);
+    if (foreign) foreign->ended(job);
     if (!job.result_queue_name.empty() && job.state != JobState::Cancelled) dispatcher->post_message(job.result_queue_name, dump(result_message(job)));
     // What its other runs left behind.
     asio::post(pool, [workspace = job.workspace, id = job.id.str()] { remove_staging_of(workspace, {id}); });
@@ -214,6 +222,7 @@ void ProcessingServer::Parts::job_ended(Job const& job) {
 
 // RUNNING is what Workers say: a report names the Jobs that its host's Workers hold now.
 void ProcessingServer::Parts::agent_reported(HostReport const& report) {
+    if (foreign) foreign->reported(report);
     std::set<JobId> now;
     for (auto const& unit : report.units) {
         if (unit.job.empty()) continue;
@@ -267,6 +276,7 @@ awaitable<void> ProcessingServer::Parts::stop(std::chrono::milliseconds limit) {
     if (jobs) jobs->close_intake();
     co_await agents.stop();
     if (http) co_await http->stop(std::min<std::chrono::milliseconds>(limit, 2s));
+    if (foreign) co_await foreign->stop();
     if (mets_api) co_await mets_api->stop();
     if (results) co_await results->stop(limit);
     if (book) book->stop();

@@ -36,6 +36,8 @@ Result<Settings> read_settings(std::filesystem::path const& state) {
         s.mongo_file = below(json.value("mongo_file", ""));
         s.internal_url = json.value("internal_url", "");
         s.use_tcp_mets = json.value("use_tcp_mets", false);
+        s.ocrd_durable_exchange = json.value("ocrd_durable_exchange", false);
+        s.ocrd_durable_queues = json.value("ocrd_durable_queues", false);
         for (auto const& one : json.value("foreign_workers", Json::array()))
             s.foreign_workers.push_back(ForeignWorkerSettings{one.at("slot").get<std::string>(), one.at("processor").get<std::string>(), below(one.value("amqp_file", ""))});
         for (auto const& path : json.value("tools", std::vector<std::string>{})) s.tools.push_back(below(path));

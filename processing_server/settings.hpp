@@ -26,11 +26,14 @@ struct ForeignWorkerSettings {
 };
 
 /// server.json:
-///   {"name":"demo", "deployment":"<id>", "listen":{"address":"127.0.0.1","port":8080}, "amqp_file":"/state/secrets/amqp",
-///    "token_file":"/state/secrets/join-token", "workspaces":["/data"], "existing_output":"skip", "consumer_timeout_s":1800,
-///    "processors":{"ocrd-ocrctl-binarize":{"kind":"managed","count":4}}, "log_level":"info", "max_body":16777216,
-///    "mongo_file":"/state/secrets/mongo-url", "internal_url":"http://10.0.0.5:8080", "use_tcp_mets":false,
-///    "foreign_workers":[{"slot":"ocr1/ocrd-dummy-1/shard-0/rep-0","processor":"ocrd-dummy","amqp_file":"/state/secrets/amqp-foreign-1"}]}
+///   {"name":"demo", "deployment":"<id>", "listen":{"address":"127.0.0.1","port":8080},
+///   "amqp_file":"/state/secrets/amqp",
+///    "token_file":"/state/secrets/join-token", "workspaces":["/data"], "existing_output":"skip",
+///    "consumer_timeout_s":1800, "processors":{"ocrd-ocrctl-binarize":{"kind":"managed","count":4}},
+///    "log_level":"info", "max_body":16777216, "mongo_file":"/state/secrets/mongo-url",
+///    "internal_url":"http://10.0.0.5:8080", "use_tcp_mets":false,
+///    "foreign_workers":[{"slot":"ocr1/ocrd-dummy-1/shard-0/rep-0","processor":"ocrd-dummy","amqp_file":"/state/secrets/amqp-foreign-1"}],
+///    "ocrd_durable_exchange":false, "ocrd_durable_queues":false}
 struct Settings {
     std::string name;                         // the deployment's name: part of queue names
     std::string deployment;                   // its id
@@ -50,6 +53,9 @@ struct Settings {
     std::string internal_url;                 // how foreign Workers reach the server, http://, no slash at the end; "": its own URL
     bool use_tcp_mets = false;                // foreign Workers get the /tcp_mets URL instead of a socket path
     std::vector<ForeignWorkerSettings> foreign_workers;
+    bool ocrd_durable_exchange =
+        false; // how OCR-D's exchange and queues are declared where they are missing: OCR-D 3.12.1 has
+    bool ocrd_durable_queues = false; // neither durable; what exists is taken as it is
 
     std::filesystem::path state;              // STATE; not in the file
 };

@@ -71,6 +71,8 @@ void to_json(Json& json, Job const& job) {
                 {"ended", job.ended}};
     for (auto const& [value, text] : kExisting)
         if (value == job.existing_output) json["existing_output"] = text;
+    if (job.foreign) json["foreign"] = true;
+    if (job.worker_pid != 0) json["worker_pid"] = job.worker_pid;
     if (job.page_id) json["page_id"] = *job.page_id;
     if (job.pages_left) json["pages_left"] = *job.pages_left;
     if (!job.pages_failed.empty()) json["pages_failed"] = job.pages_failed;
@@ -90,6 +92,8 @@ void to_json(Json& json, Job const& job) {
 void from_json(Json const& json, Job& job) {
     job.id = json.at("id").get<JobId>();
     job.target = json.at("target").get<Target>();
+    job.foreign = json.value("foreign", false);
+    job.worker_pid = json.value("worker_pid", 0);
     job.workspace = json.value("workspace", "");
     job.path_to_mets = json.value("path_to_mets", "");
     job.mets_basename = json.value("mets_basename", "mets.xml");

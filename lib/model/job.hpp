@@ -31,6 +31,7 @@ enum class ExistingOutput { Skip, Overwrite, Abort };
 struct Job {
     JobId id;
     Target target;
+    bool foreign = false;      // for an unmodified OCR-D Worker; decided at submission
     std::string workspace;     // canonical folder: the Workspace's id and key everywhere
     std::string path_to_mets;  // as submitted; shown to clients
     std::string mets_basename = "mets.xml";
@@ -55,7 +56,8 @@ struct Job {
     bool committed = false;              // outcome is stored, METS not yet saved: applied again at start
     std::string reason;                  // one sentence: why Failed or Cancelled
     std::string log_file;                // on the server, "" before the first result
-    Slot slot;                           // who worked on it last
+    Slot slot;          // who worked on it last; a foreign Job: whose vhost it was given to, empty for the common one
+    int worker_pid = 0; // a foreign Job: the process that was given it; 0: not known
     Millis created = 0, started = 0, ended = 0;
 };
 

@@ -17,6 +17,7 @@ Json status_json(Job const& job) {
     number("retries", job.retries);
     number("started", job.started);
     number("ended", job.ended);
+    number("worker_pid", job.worker_pid);
     if (job.quarantined) status["quarantined"] = true;
     if (job.committed) status["committed"] = true;
     if (job.published) status["published"] = true;
@@ -34,6 +35,7 @@ void apply_status(Json const& status, Job& job) {
     job.retries = status.value("retries", 0);
     job.started = status.value("started", Millis{0});
     job.ended = status.value("ended", Millis{0});
+    job.worker_pid = status.value("worker_pid", 0);
     job.quarantined = status.value("quarantined", false);
     job.committed = status.value("committed", false);
     job.published = status.value("published", false);
