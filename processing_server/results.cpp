@@ -125,7 +125,8 @@ awaitable<void> Results::process(std::vector<queue::Delivery> deliveries) {
             std::string workspace;
             if (entry != nullptr) workspace = entry->job.workspace;
             else if (auto job = co_await store_.job(result->job); job && *job) workspace = (*job)->workspace;
-            if (!workspace.empty()) stale.emplace_back(workspace, result->staging);
+            // A result that comes again (its acknowledgement was lost) may be one that is accepted and not in place yet.
+            if (!workspace.empty() && !in_use_.contains(result->staging)) stale.emplace_back(workspace, result->staging);
             continue;
         }
         entry->deciding = true;
@@ -137,6 +138,7 @@ awaitable<void> Results::process(std::vector<queue::Delivery> deliveries) {
             auto kept = *result;
             kept.log.clear();
             batch.put_outcome(kept);
+            in_use_.insert(result->staging);
         }
         one.result = std::move(*result);
         accepted.push_back(std::move(one));
@@ -169,9 +171,11 @@ awaitable<void> Results::process(std::vector<queue::Delivery> deliveries) {
     std::vector<Ending> endings;
     for (auto& [decision, result] : accepted) {
         auto* entry = book_.find(result.job);
-        if (entry == nullptr) continue;
-        entry->deciding = false;
-        if (entry->ending) continue; // cancelled while it was written; that was written after
+        if (entry != nullptr) entry->deciding = false;
+        if (entry == nullptr || entry->ending) { // cancelled while it was written; that was written after
+            in_use_.erase(result.staging);
+            continue;
+        }
         if (result.ended > result.started && result.error.empty())
             dispatcher_.measured(decision.job.target.name, static_cast<double>(result.ended - result.started) / 1000.0);
         auto state = entry->job.state;
@@ -226,6 +230,7 @@ void Results::recover(std::vector<TaskResult> const& outcomes) {
 }
 
 void Results::enter(std::string const& workspace, std::string const& mets_basename, Item item) {
+    in_use_.insert(item.staging);
     auto key = workspace + '\n' + mets_basename;
     auto& keeper = keepers_[key];
     if (!keeper) {
@@ -315,8 +320,10 @@ awaitable<bool> Results::apply_some(Keeper& keeper) {
     if (!done) {
         auto const& problem = done.error();
         if (problem.kind() == ErrorKind::NotFound || problem.kind() == ErrorKind::Invalid) {
-            for (auto const& item : *items)
+            for (auto const& item : *items) {
+                in_use_.erase(item.staging);
                 endings.push_back(Ending{item.job, JobState::Failed, problem.during("record the result").message()});
+            }
             tasks_.spawn("end", book_.end(std::move(endings), {}));
             co_return false;
         }
@@ -329,6 +336,7 @@ awaitable<bool> Results::apply_some(Keeper& keeper) {
         auto& item = (*items)[i];
         auto& outcome = (*done)[i];
         if (outcome) {
+            in_use_.erase(item.staging);
             emptied.emplace_back(folder.native(), item.staging);
             item.ticket = *outcome;
             if (keeper.unsaved.empty()) keeper.first_unsaved = steady_clock::now();
@@ -339,6 +347,7 @@ awaitable<bool> Results::apply_some(Keeper& keeper) {
         }
         auto const& problem = outcome.error();
         if (is_conflict(problem) || (problem.kind() == ErrorKind::NotFound && ++item.missing >= kMissingTries)) {
+            in_use_.erase(item.staging);
             endings.push_back(Ending{item.job, JobState::Failed, problem.during("record the result").message()});
             continue;
         }

@@ -6,6 +6,8 @@
 #include "processing_server/dispatcher.hpp"
 #include "processing_server/outcome.hpp"
 
+#include <unordered_set>
+
 namespace ocrctl::server {
 
 /// Owns the consuming connection, and a keeper for each METS that has results to apply or to save. Lives on the io thread. stop()
@@ -74,6 +76,7 @@ private:
     std::vector<queue::Delivery> incoming_;
     Event arrived_;
     std::unordered_map<std::string, std::unique_ptr<Keeper>> keepers_;
+    std::unordered_set<std::string> in_use_; // staging folders of accepted results whose files are not all in place yet
     bool stopping_ = false, flushing_ = false;
 };
 
