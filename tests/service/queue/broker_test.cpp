@@ -298,7 +298,10 @@ TEST_F(BrokerTest, GoesOnAfterTheBrokerWasKilled) {
     Publisher publisher(io.get_executor(), url, options);
     std::vector<Delivery> got;
     Consumer consumer(io.get_executor(), url, consuming(queue), [&](Delivery d) { got.push_back(std::move(d)); });
-    ASSERT_TRUE(run(io, publisher.publish({queue, "first", ""})));
+    // A queue that two declare at once is not routable for a moment: one of them is waited for.
+    ASSERT_TRUE(run_until(io, [&] { return consumer.consuming() && publisher.connected(); }));
+    auto first = run(io, publisher.publish({queue, "first", ""}));
+    ASSERT_TRUE(first) << first.error().message();
     ASSERT_TRUE(run_until(io, [&] { return got.size() == 1; }));
     let_the_broker_register();
     server_->kill();
