@@ -20,7 +20,7 @@ protected:
                 return answer && answer->value("state", "") == "SUCCESS";
             },
             limit);
-        if (!done) ADD_FAILURE() << server_->get("/workflow/job/" + workflow).body;
+        if (!done) ADD_FAILURE() << server_->get("/workflow/job/" + workflow).body << "\n" << broker().ctl("list_queues name messages_ready messages_unacknowledged consumers leader");
         return done;
     }
     static std::string counts(Json const& status) { return status.dump(); }
