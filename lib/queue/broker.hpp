@@ -144,6 +144,9 @@ struct LinkOptions {
     std::string name = "ocrctl"; // shown by the broker beside the connection
     std::chrono::seconds heartbeat{20};
     std::chrono::milliseconds back_off_min{50}, back_off_max{2000};
+    /// Publisher: how long a confirm may take before the connection is made anew and the message sent again; doubled each time until
+    /// a confirm comes. A quorum queue that has lost its leader confirms nothing and says nothing.
+    std::chrono::milliseconds confirm_limit{10'000};
     /// Called on the connection's thread after each (re)connection before anything else is done with it: declare here
     /// what the connection needs. An error closes the connection and is retried.
     std::function<Result<void>(Session&)> on_connected;

@@ -51,6 +51,7 @@ struct Entry {
     std::size_t index = 0;
     Steady::time_point deadline;
     std::uint64_t number = 0; // confirm number within the connection
+    Steady::time_point sent{};
     bool settled = false;     // timed out while sent: keeps its place in the window
     bool returned = false;
 };
@@ -65,7 +66,7 @@ struct Errand {
 
 struct Publisher::Impl : Link {
     Impl(asio::any_io_executor executor, BrokerUrl url, LinkOptions options, std::size_t window)
-        : Link(std::move(executor), std::move(url), std::move(options), "queue"), window_(window) {}
+        : Link(std::move(executor), std::move(url), options, "queue"), window_(window), confirm_limit_(options.confirm_limit) {}
 
     void submit(std::vector<Message> messages, std::shared_ptr<Batch> const& batch, Steady::time_point deadline) {
         bool accepted = false;
@@ -127,10 +128,18 @@ protected:
             errand.batch->decide(0, std::move(done));
             if (connection.is_broken()) return fail(ErrorKind::Unavailable, "the connection to the broker is lost");
         }
-        if (blocked()) return {};
+        if (blocked()) {
+            for (auto& entry : sent_) entry.sent = Steady::now(); // the broker said why it does not confirm
+            return {};
+        }
+        if (!sent_.empty() && Steady::now() - sent_.front().sent > confirm_limit_) {
+            auto waited = std::exchange(confirm_limit_, std::min(confirm_limit_ * 2, kLongestConfirm));
+            return fail(ErrorKind::Unavailable, "publish to {}: no confirm from the broker for {} ms", sent_.front().message.queue, waited.count());
+        }
         while (!waiting_.empty() && sent_.size() < window_) {
             auto& entry = waiting_.front();
             entry.number = ++published_;
+            entry.sent = Steady::now();
             entry.returned = false;
             char digits[24];
             auto end = std::to_chars(digits, digits + sizeof digits, entry.number).ptr;
@@ -224,6 +233,7 @@ private:
     }
 
     void settle(std::uint64_t number, bool multiple, bool stored) {
+        confirm_limit_ = first_confirm_limit_;
         auto end = [&](Entry& entry) {
             if (entry.settled) return;
             if (!stored)
@@ -247,7 +257,11 @@ private:
         sent_.erase(at);
     }
 
+    static constexpr std::chrono::milliseconds kLongestConfirm{160'000};
+
     std::size_t window_;
+    std::chrono::milliseconds confirm_limit_;
+    std::chrono::milliseconds const first_confirm_limit_ = confirm_limit_;
     std::mutex mutex_; // guards the next three
     bool closed_ = false;
     std::vector<Entry> incoming_;

@@ -403,6 +403,25 @@ TEST_F(BrokerTest, NoticesABrokerThatHangs) {
     EXPECT_LT(Steady::now() - begun, 6s);
 }
 
+TEST_F(BrokerTest, AConfirmThatDoesNotComeIsAskedForOnANewConnection) {
+    std::vector<LinkEvent> events;
+    auto options = declaring(queue);
+    options.confirm_limit = 300ms;
+    options.on_link = [&](LinkEvent event) { events.push_back(std::move(event)); };
+    Publisher publisher(io.get_executor(), url, options);
+    ASSERT_TRUE(run(io, publisher.publish({queue, "a", ""})));
+    server_->freeze();
+    std::optional<Result<void>> result;
+    asio::co_spawn(io, publisher.publish({queue, "b", ""}, 0s), [&](std::exception_ptr, Result<void> r) { result = r; });
+    EXPECT_TRUE(run_until(io, [&] { return !publisher.connected(); }, 10s));
+    server_->thaw();
+    ASSERT_TRUE(run_until(io, [&] { return result.has_value(); }, 60s));
+    EXPECT_TRUE(*result) << result->error().message();
+    ASSERT_TRUE(run_until(io, [&] { return events.size() >= 3; }));
+    EXPECT_NE(events[1].error.message().find("no confirm"), std::string::npos) << events[1].error.message();
+    EXPECT_GE(waiting(), 2u); // at least once: the frozen broker had taken it already
+}
+
 TEST_F(BrokerTest, FailsWhatIsInFlightWhenItStops) {
     url.port = 1;
     Publisher publisher(io.get_executor(), url);
