@@ -1,7 +1,10 @@
 // ocrctl host ...: what kill-all and the Deployer have done on a host, over SSH or here.
 #include "cmd/commands.hpp"
 
+#include "lib/base/files.hpp"
+#include "lib/base/text.hpp"
 #include "lib/hostops/host_ops.hpp"
+#include "lib/queue/broker.hpp"
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -16,7 +19,7 @@ namespace {
 constexpr int kPartly = 3;
 
 struct Options {
-    std::string state, kinds = "all", deployment, host;
+    std::string state, kinds = "all", deployment, host, amqp_file, queue;
     double grace_s = 10;
     bool json = false;
 };
@@ -79,6 +82,19 @@ int clean(Options const& options) {
     return 0;
 }
 
+/// Whether somebody consumes a queue: how an agent knows that a foreign Worker is READY, in whose vhost nobody else is.
+int consumed(Options const& options) {
+    auto text = read_file(options.amqp_file);
+    if (!text) return failed(text.error());
+    auto url = queue::parse_broker_url(trim(*text));
+    if (!url) return failed(url.error());
+    auto session = queue::Session::open(*url, "ocrctl agent");
+    if (!session) return failed(session.error());
+    auto consumers = session->consumers(options.queue);
+    if (!consumers) return failed(consumers.error());
+    return *consumers > 0 ? 0 : 1;
+}
+
 } // namespace
 
 void add_host(CLI::App& app, int& exit_code) {
@@ -104,6 +120,11 @@ void add_host(CLI::App& app, int& exit_code) {
     add("close", "Let nothing be started here any more", close)->footer("Example:\n  ocrctl host close --state DIR");
     add("control", "Send one line from stdin to the agent and print its replies", control)
         ->footer("Example:\n  echo '{\"op\":\"status\"}' | ocrctl host control --state DIR");
+    auto* consuming = host->add_subcommand("consumed", "Exit 0 if the broker knows a consumer of a queue");
+    consuming->add_option("--amqp-file", options->amqp_file, "The file that holds the amqp:// URL")->required();
+    consuming->add_option("--queue", options->queue, "The queue")->required();
+    consuming->callback([options, &exit_code] { exit_code = consumed(*options); });
+    consuming->footer("Example:\n  ocrctl host consumed --amqp-file DIR/secrets/amqp-url --queue ocrd-dummy\nExit code: 0 consumed, 1 not");
     auto* cleaning = add("clean", "Remove everything but logs, data and the archived ledger, if nothing runs any more", clean);
     cleaning->add_option("--deployment", options->deployment, "The deployment's id, as in its deployment.json (not its name)")->required();
     cleaning->add_option("--host", options->host, "Only what belongs to this host");

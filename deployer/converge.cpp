@@ -76,6 +76,8 @@ Result<void> Converge::bring_back(std::string const& host) {
         if (!password) return std::unexpected(password.error());
         context.queue_password = Secret(*password);
     }
+    if (auto key = read_file(paths.secrets() / kWorkerKey)) context.worker_key = Secret(*key);
+    else if (!plan.foreign.empty()) return std::unexpected(key.error());
     auto done = setup_host(context, host);
     if (!done) return std::unexpected(done.error());
     return {};

@@ -3,6 +3,7 @@
 #include "deployer/host_teardown.hpp"
 #include "deployer/host_setup.hpp"
 #include "deployer/ports.hpp"
+#include "deployer/services.hpp"
 #include "lib/base/crash_point.hpp"
 #include "lib/base/files.hpp"
 #include "lib/base/ids.hpp"
@@ -14,8 +15,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <poll.h>
 #include <thread>
+#include <unistd.h>
 
 namespace ocrctl::deployer {
 
@@ -161,6 +164,27 @@ Result<Prepared> prepare(DeployOptions const& options) {
     return prepared;
 }
 
+/// Where programs of others are looked for on this machine: the PATH of who deployed first, as long as it has them all. True: the
+/// facts have changed.
+bool take_path(Facts& facts, Plan const& plan) {
+    char const* mine = std::getenv("PATH");
+    auto has_all = [](std::set<Program> const& programs, std::string const& path) {
+        return std::ranges::all_of(programs, [&](Program const& program) {
+            if (program.executable.find('/') != std::string::npos) return true;
+            return std::ranges::any_of(split(path, ':'), [&](auto const& folder) { return ::access((fs::path(folder) / program.executable).c_str(), X_OK) == 0; });
+        });
+    };
+    bool changed = false;
+    for (auto const& host : plan.hosts) {
+        if (!host.local || host.programs.empty() || !mine) continue;
+        auto& known = facts.deployment.hosts[host.name].login["PATH"];
+        if (known == mine || (!known.empty() && (has_all(host.programs, known) || !has_all(host.programs, mine)))) continue;
+        known = mine;
+        changed = true;
+    }
+    return changed;
+}
+
 /// Calls work(host) for all, at most `bound` at a time.
 void in_parallel(std::vector<std::string> const& hosts, std::size_t bound, std::function<void(std::string const&)> const& work) {
     std::atomic<std::size_t> next = 0;
@@ -200,6 +224,8 @@ struct Wait {
     std::set<std::string> told;               // host + entry whose READY was said
 };
 
+bool is_worker(UnitKind kind) { return kind == UnitKind::Worker || kind == UnitKind::ForeignWorker; }
+
 bool given_up(UnitReport const& unit) {
     // Once more may be chance; three times is not.
     return unit.state == UnitState::Failed || (unit.state == UnitState::BackOff && unit.restarts >= 3);
@@ -213,7 +239,7 @@ bool take_report(Wait& wait, std::string const& host, HostReport const& report, 
     bool all = true;
     std::size_t workers = 0, ready_workers = 0;
     for (auto const& unit : wanted.desired.units) {
-        bool worker = unit.kind == UnitKind::Worker;
+        bool worker = is_worker(unit.kind);
         workers += worker;
         if (services_only && worker) continue;
         auto found = std::ranges::find(report.units, unit.entry, &UnitReport::entry);
@@ -267,7 +293,7 @@ void wait_for_local(Wait& wait, std::string const& host, bool services_only) {
             if (!report) continue;
             if (take_report(wait, host, *report, services_only)) return;
             for (auto const& unit : report->units)
-                if (unit.state != UnitState::Ready && (!services_only || unit.kind != UnitKind::Worker))
+                if (unit.state != UnitState::Ready && (!services_only || !is_worker(unit.kind)))
                     last = fmt::format("{} is {}{}{}", unit.entry, wire(unit.state), unit.detail.empty() ? "" : ": ", unit.detail);
         }
     }
@@ -355,10 +381,12 @@ Result<DeployReport> deploy(DeployOptions const& options) {
     if (!chosen) return refuse(chosen.error());
     if (fresh) facts.deployment.hosts.clear();
     auto plan = Plan::from(config, facts);
+    if (take_path(facts, plan)) plan = Plan::from(config, facts);
     facts.deployment.server = plan.server;
     auto problems = plan.problems;
     for (auto const& problem : ports_taken(config, plan, observed)) problems.push_back(problem);
     if (problems.empty()) {
+        problems = services_missing(config, plan);
         auto here = local_driver(plan.local_host);
         for (auto const& host : plan.hosts) {
             if (!host.local) continue;
@@ -404,23 +432,34 @@ Result<DeployReport> deploy(DeployOptions const& options) {
     std::string cookie;
     {
         std::vector<ledger::Record> records;
-        for (char const* name : {kAmqpUrl, kQueuePassword, kErlangCookie, kAgentToken}) records.push_back(ledger::secret(name));
+        for (char const* name : {kAmqpUrl, kQueuePassword, kErlangCookie, kAgentToken, kMongoUrl, kWorkerKey}) records.push_back(ledger::secret(name));
         written = ledger->append(std::move(records));
         if (!written) return std::unexpected(written.error());
         auto token = secret(paths.secrets(), kAgentToken, 32);
         auto erlang = secret(paths.secrets(), kErlangCookie, 24);
+        auto key = secret(paths.secrets(), kWorkerKey, 24);
         Result<std::string> password = std::string("guest");
         if (config.process_queue.credentials) password = config.process_queue.credentials->password.reveal();
         else if (plan.rabbitmq) password = secret(paths.secrets(), kQueuePassword, 24);
-        for (auto* made : {&token, &erlang, &password})
+        for (auto* made : {&token, &erlang, &key, &password})
             if (!*made) return std::unexpected(made->error());
         context.token = *token;
         context.queue_password = Secret(*password);
+        context.worker_key = Secret(*key);
         cookie = *erlang;
         auto const* local = plan.host(plan.local_host);
         auto url = amqp_url(plan.queue_user, context.queue_password, local->amqp_host, local->amqp_port, config.process_queue.vhost);
         written = write_secret(paths.secrets(), kAmqpUrl, url);
         if (!written) return std::unexpected(written.error());
+        if (!local->mongo_host.empty()) {
+            written = write_secret(paths.secrets(), kMongoUrl, mongo_url(config.database.credentials, local->mongo_host, local->mongo_port));
+            if (!written) return std::unexpected(written.error());
+        }
+        for (auto const& worker : plan.foreign) {
+            if (worker.vhost.empty()) continue;
+            written = write_secret(paths.secrets(), worker_amqp_name(worker.vhost), amqp_url(plan.queue_user, context.queue_password, local->amqp_host, local->amqp_port, worker.vhost));
+            if (!written) return std::unexpected(written.error());
+        }
     }
     crash_point("deploy.after-secrets");
 
@@ -429,7 +468,10 @@ Result<DeployReport> deploy(DeployOptions const& options) {
         if (!written) return std::unexpected(written.error());
     }
     if (plan.rabbitmq) {
-        written = write_rabbitmq_files(*plan.rabbitmq, plan.queue_user, context.queue_password, Secret(cookie));
+        written = write_rabbitmq_files(*plan.rabbitmq, {plan.queue_user, context.queue_password, context.worker_key}, Secret(cookie));
+        if (!written) return std::unexpected(written.error());
+        auto here = observed.find(plan.local_host);
+        written = apply_rabbitmq_definitions(*plan.rabbitmq, here != observed.end() && here->second.running.contains("queue"));
         if (!written) return std::unexpected(written.error());
     }
     written = write_file_atomically(paths.root / "server.json", plan.server_settings.dump(2) + "\n", 0600);
@@ -526,6 +568,7 @@ Result<PlanReport> plan(DeployOptions const& options, bool reach_hosts) {
     // Ports are chosen by deploy; until then the plan says "a free port".
     if (prepared->config.process_queue.port != 0) facts.deployment.queue.port = prepared->config.process_queue.port;
     auto wanted = Plan::from(prepared->config, facts);
+    if (take_path(facts, wanted)) wanted = Plan::from(prepared->config, facts);
     PlanReport report;
     report.name = prepared->config.name;
     report.state = prepared->paths.root;
@@ -533,6 +576,7 @@ Result<PlanReport> plan(DeployOptions const& options, bool reach_hosts) {
     report.problems = wanted.problems;
     report.changed = std::ranges::any_of(report.steps, [](auto const& step) { return step.verb != Verb::Keep; });
     for (auto const& problem : ports_taken(prepared->config, wanted, observed)) report.problems.push_back(problem);
+    for (auto const& problem : services_missing(prepared->config, wanted)) report.problems.push_back(problem);
     std::mutex mutex;
     std::vector<std::string> hosts;
     for (auto const& host : wanted.hosts)
@@ -554,7 +598,14 @@ Result<PlanReport> plan(DeployOptions const& options, bool reach_hosts) {
             record.known_hosts = host.config->known_hosts.string();
             remote::SshTarget target{name, record.address, record.port, record.username, record.private_key, host.config->login.password, record.use_agent, record.host_key, record.known_hosts};
             auto driver = ssh_driver(std::move(target));
-            if (!driver) problems.push_back(driver.error().message());
+            if (!driver) {
+                problems.push_back(driver.error().message());
+            } else if (!host.programs.empty()) {
+                auto known = facts;
+                known.deployment.hosts[name].login = login_environment(**driver);
+                auto asked = Plan::from(prepared->config, known);
+                problems = programs_missing(**driver, *asked.host(name));
+            }
         }
         std::lock_guard lock(mutex);
         for (auto& problem : problems) report.problems.push_back(std::move(problem));

@@ -7,7 +7,7 @@ namespace ocrctl::deployer {
 
 OCRCTL_JSON_FIELDS(ListenFact, address, port)
 OCRCTL_JSON_FIELDS(QueueFact, kind, address, port, dist_port, epmd_port)
-OCRCTL_JSON_FIELDS(HostFact, state)
+OCRCTL_JSON_FIELDS(HostFact, state, login)
 OCRCTL_JSON_FIELDS(DeploymentFile, id, name, config, created, build, local_host, listen, server, queue, hosts)
 
 Result<DeploymentFile> load_deployment(ledger::StatePaths const& paths) {
@@ -39,6 +39,8 @@ Result<void> write_secret(std::filesystem::path const& folder, std::string const
     if (!made) return made;
     return write_file_atomically(folder / name, value, 0600);
 }
+
+std::string worker_amqp_name(std::string_view vhost) { return fmt::format("amqp-{}", vhost); }
 
 Result<std::string> own_build() {
     static auto const build = sha256_of_file("/proc/self/exe");

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <string_view>
 
 namespace ocrctl::deployer {
 
@@ -26,6 +27,8 @@ struct QueueFact {
 
 struct HostFact {
     std::string state; // HOSTDIR there
+    // PATH, OCRD_* and the like as a user who logs in there has them (here: whoever deployed first): what programs of others are started with.
+    std::map<std::string, std::string> login;
 };
 
 struct DeploymentFile {
@@ -58,6 +61,10 @@ inline constexpr char kAmqpUrl[] = "amqp-url";
 inline constexpr char kQueuePassword[] = "queue-password";
 inline constexpr char kErlangCookie[] = "erlang-cookie";
 inline constexpr char kAgentToken[] = "agent-token";
+inline constexpr char kMongoUrl[] = "mongo-url";
+inline constexpr char kWorkerKey[] = "worker-key"; // what passwords of foreign Workers are made from
+/// The URL of a foreign Worker's own vhost: with the Worker's login on its Host, with the server's in STATE.
+std::string worker_amqp_name(std::string_view vhost);
 
 /// The secret's value; it is made (hex, `bytes` random bytes), written 0600 and flushed if it is not there yet.
 Result<std::string> secret(std::filesystem::path const& folder, std::string const& name, std::size_t bytes);

@@ -9,6 +9,7 @@
 #include <csignal>
 #include <fstream>
 #include <poll.h>
+#include <set>
 #include <sstream>
 
 namespace ocrctl::deployer {
@@ -115,10 +116,17 @@ Result<std::optional<process::Identity>> find_agent(HostDriver& driver, std::str
     return std::nullopt;
 }
 
-Result<void> write_host_secrets(SetupContext& context, HostDriver& driver, HostPlan const& plan) {
+Result<void> write_host_secrets(SetupContext& context, HostDriver& driver, Plan const& whole, HostPlan const& plan) {
     ledger::HostPaths there{plan.state};
     auto url = amqp_url(context.queue_user, context.queue_password, plan.amqp_host, plan.amqp_port, context.config->process_queue.vhost);
-    for (auto const& [name, value] : {std::pair<std::string, std::string>{kAmqpUrl, url}, {kAgentToken, context.token}}) {
+    std::vector<std::pair<std::string, std::string>> secrets{{kAmqpUrl, url}, {kAgentToken, context.token}};
+    bool foreign = std::ranges::any_of(plan.desired.units, [](auto const& unit) { return unit.kind == UnitKind::ForeignWorker; });
+    if (foreign) secrets.emplace_back(kMongoUrl, mongo_url(context.config->database.credentials, plan.mongo_host, plan.mongo_port));
+    for (auto const& worker : whole.foreign)
+        if (worker.host == plan.name && !worker.vhost.empty())
+            secrets.emplace_back(worker_amqp_name(worker.vhost),
+                                 amqp_url(worker.vhost, worker_password(context.worker_key, worker.vhost), plan.amqp_host, plan.amqp_port, worker.vhost));
+    for (auto const& [name, value] : secrets) {
         auto written = driver.local() ? write_secret(there.secrets(), name, value) : driver.put((there.secrets() / name).string(), value, 0600);
         if (!written) return written;
     }
@@ -203,6 +211,40 @@ std::string model_package(std::string const& model) {
 
 } // namespace
 
+std::map<std::string, std::string> login_environment(HostDriver& driver) {
+    std::map<std::string, std::string> env;
+    // Interactive and login, since both kinds of profile are used for this; what it prints besides is no matter.
+    auto output = driver.run({"/bin/sh", "-c", "\"${SHELL:-/bin/sh}\" -lic 'env -0' </dev/null 2>/dev/null; true"}, {}, std::chrono::seconds(15));
+    if (!output) return env;
+    for (auto entry : split(output->out, '\0')) {
+        // The first one comes after whatever the profile prints.
+        auto line = entry.rfind('\n', entry.find('='));
+        if (line != std::string::npos) entry.erase(0, line + 1);
+        auto equals = entry.find('=');
+        if (equals == std::string::npos) continue;
+        auto name = entry.substr(0, equals);
+        static std::set<std::string> const kWanted{"PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "TESSDATA_PREFIX", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "TMPDIR"};
+        if (name.starts_with("OCRD_") || kWanted.contains(name)) env[name] = entry.substr(equals + 1);
+    }
+    if (!env.contains("PATH")) env.clear();
+    return env;
+}
+
+std::vector<std::string> programs_missing(HostDriver& driver, HostPlan const& plan) {
+    std::vector<std::string> problems;
+    for (auto const& program : plan.programs) {
+        auto script = fmt::format("{}command -v -- {} >/dev/null", program.path.empty() ? "" : fmt::format("PATH={}; ", shell_quote(program.path)), shell_quote(program.executable));
+        auto output = driver.run({"/bin/sh", "-c", script});
+        if (!output) problems.push_back(output.error().message());
+        else if (output->exit_code != 0 && program.executable.find('/') != std::string::npos)
+            problems.push_back(fmt::format("{0}: {1} is no program on {0}", plan.name, program.executable));
+        else if (output->exit_code != 0)
+            problems.push_back(fmt::format("{0}: {1} is not in PATH of {0} ({2}): install it there, or name its file by executable:", plan.name, program.executable,
+                                           program.path.empty() ? "that of its agent" : program.path));
+    }
+    return problems;
+}
+
 std::vector<std::string> missing_on(HostDriver& driver, HostPlan const& plan, std::string const& binary, std::vector<fs::path> const& model_folders) {
     std::vector<std::string> problems;
     auto version = driver.run({binary, "--version"});
@@ -217,6 +259,7 @@ std::vector<std::string> missing_on(HostDriver& driver, HostPlan const& plan, st
                                                : fmt::format("ocrctl does not run there (exit code {}): {}", version->exit_code, trim(version->err.substr(0, 300)))));
         return problems;
     }
+    for (auto& problem : programs_missing(driver, plan)) problems.push_back(std::move(problem));
     if (!plan.models.empty()) {
         std::string folders;
         for (auto const& folder : model_folders) folders += " " + shell_quote(folder.string());
@@ -263,12 +306,14 @@ Result<SetupResult> setup_host(SetupContext& context, std::string const& host) {
         auto root = wanted->config->state.empty() ? look->state_root : wanted->config->state;
         auto folder = (fs::path(root) / context.config->name / "hosts" / host).lexically_normal().string();
         if (!fs::path(folder).is_absolute()) return fail(ErrorKind::Invalid, "{}: state: {} is not an absolute path", host, root);
+        auto login = wanted->programs.empty() ? std::map<std::string, std::string>{} : login_environment(**driver);
         {
             std::lock_guard lock(*context.mutex);
             auto& fact = context.facts->deployment.hosts[host];
             if (!fact.state.empty() && fact.state != folder && !context.fresh)
                 return fail(ErrorKind::Conflict, "{}: its state folder was {} and is {} now: run ocrctl kill-all first", host, fact.state, folder);
             fact.state = folder;
+            if (!wanted->programs.empty()) fact.login = std::move(login);
         }
         plan = snapshot();
         wanted = plan.host(host);
@@ -298,7 +343,7 @@ Result<SetupResult> setup_host(SetupContext& context, std::string const& host) {
     auto missing = missing_on(**driver, *wanted, record.binary, context.config->models);
     if (!missing.empty()) return fail(ErrorKind::Unavailable, "{}", join(missing, "\n"));
 
-    auto secrets = write_host_secrets(context, **driver, *wanted);
+    auto secrets = write_host_secrets(context, **driver, plan, *wanted);
     if (!secrets) return during(secrets.error());
     auto desired = write_desired(context, *wanted);
     if (!desired) return during(desired.error());

@@ -7,6 +7,7 @@
 #include "lib/ledger/ledger.hpp"
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -46,6 +47,7 @@ struct SetupContext {
     std::mutex* mutex = nullptr;
     std::string queue_user;
     Secret queue_password;
+    Secret worker_key;                  // of foreign Workers' passwords
     std::string token;
     bool fresh = false;                 // the first deploy, or the first since kill-all: what lies on Hosts is history
     std::function<void(std::string const& host, std::string const& text)> say;
@@ -58,6 +60,13 @@ struct SetupResult {
     bool started = false; // its agent was started by this call
 };
 Result<SetupResult> setup_host(SetupContext& context, std::string const& host);
+
+/// The part of a login's environment that programs of others need (PATH, OCRD_*, ...), as the user's own shell has it there. OCR-D
+/// starts Workers from such a shell, so this is where users set them. Empty if the shell does not tell.
+std::map<std::string, std::string> login_environment(HostDriver& driver);
+
+/// A sentence for each program of others that the Host lacks.
+std::vector<std::string> programs_missing(HostDriver& driver, HostPlan const& plan);
 
 /// What a Host must have, asked of it by its own means; a sentence for each thing that is missing.
 std::vector<std::string> missing_on(HostDriver& driver, HostPlan const& plan, std::string const& binary, std::vector<std::filesystem::path> const& model_folders);

@@ -39,15 +39,25 @@ void collect_models(config::WorkerGroup const& group, std::vector<std::string>& 
         if (!name.empty() && std::ranges::find(models, name) == models.end()) models.push_back(name);
 }
 
-UnitSpec worker_unit(config::Deployment const& config, config::Host const* host, config::WorkerGroup const& group, std::string const& host_name, int replica,
-                     std::string const& host_dir, std::string const& build) {
+/// What a Worker gets from its Host and the config; programs of others also what a user has there.
+std::map<std::string, std::string> environment_of(Facts const& facts, config::Host const& host, config::WorkerGroup const& group) {
+    std::map<std::string, std::string> env;
+    auto known = facts.deployment.hosts.find(host.name);
+    if (known != facts.deployment.hosts.end() && !config::is_builtin_processor(group.processor)) env = known->second.login;
+    for (auto const* more : {&host.env, &group.env})
+        for (auto const& [key, value] : *more) env[key] = value;
+    return env;
+}
+
+UnitSpec worker_unit(config::Deployment const& config, Facts const& facts, config::Host const* host, config::WorkerGroup const& group, int replica, std::string const& host_dir) {
+    auto const& host_name = host->name;
+    auto const& build = facts.build;
     ledger::HostPaths paths{host_dir};
     UnitSpec unit;
     unit.entry = fmt::format("{}/{}/shard-0/rep-{}", host_name, group.name, replica);
     unit.kind = UnitKind::Worker;
     unit.argv = {paths.bin(build).string(), "worker", "--slot", unit.entry};
-    unit.env = host->env;
-    for (auto const& [key, value] : group.env) unit.env[key] = value;
+    unit.env = environment_of(facts, *host, group);
     unit.cwd = host_dir;
     unit.log = (paths.logs() / (ledger::entry_file_name(unit.entry) + ".log")).string();
     unit.ready.kind = "report";
@@ -71,6 +81,37 @@ UnitSpec worker_unit(config::Deployment const& config, config::Host const* host,
     return unit;
 }
 
+std::string program_of(config::WorkerGroup const& group) { return group.executable.empty() ? group.processor : group.executable; }
+
+/// An unmodified OCR-D program. It takes its URLs on the command line only, so they are read from files at the start.
+UnitSpec foreign_unit(config::Deployment const& config, Facts const& facts, HostPlan const& host, config::WorkerGroup const& group, int replica, std::string const& vhost) {
+    ledger::HostPaths paths{host.state};
+    UnitSpec unit;
+    unit.entry = fmt::format("{}/{}/shard-0/rep-{}", host.name, group.name, replica);
+    unit.kind = UnitKind::ForeignWorker;
+    auto amqp_file = (paths.secrets() / (vhost.empty() ? std::string(kAmqpUrl) : worker_amqp_name(vhost))).string();
+    unit.argv = {program_of(group), "worker", "--database", file_word((paths.secrets() / kMongoUrl).string()), "--queue", file_word(amqp_file)};
+    unit.env = environment_of(facts, *host.config, group);
+    // Jobs' logs: the server reads them where it runs on the same machine. Sockets are made by nobody there, but the folder is.
+    unit.env.try_emplace("OCRD_NETWORK_LOGS_ROOT_DIR", (paths.logs() / "ocrd").string());
+    unit.env.try_emplace("OCRD_NETWORK_SOCKETS_ROOT_DIR", (paths.root / "ocrd_sockets").string());
+    unit.cwd = host.state;
+    unit.log = (paths.logs() / (ledger::entry_file_name(unit.entry) + ".log")).string();
+    auto broker = config::host_port(host.amqp_host, host.amqp_port);
+    if (vhost.empty()) {
+        unit.ready.kind = "connected"; // whose the consumers of a shared queue are is not known
+        unit.ready.address = broker;
+    } else {
+        unit.ready.kind = "exec";
+        unit.ready.argv = {paths.bin(facts.build).string(), "host", "consumed", "--amqp-file", amqp_file, "--queue", group.processor};
+    }
+    unit.ready.timeout_s = 300; // some import half of the machine learning there is
+    unit.needs_tcp = {broker, config::host_port(host.mongo_host, host.mongo_port)};
+    unit.grace_s = static_cast<int>(config.grace.count());
+    unit.assignment = {{"processor", group.processor}};
+    return unit;
+}
+
 /// What processing_server/settings.hpp reads.
 Json settings_of(config::Deployment const& config, Facts const& facts, Plan const& plan) {
     Json processors = Json::object();
@@ -86,6 +127,14 @@ Json settings_of(config::Deployment const& config, Facts const& facts, Plan cons
         for (auto const& path : paths) list.push_back(path.string());
         return list;
     };
+    Json foreign = Json::array();
+    for (auto const& worker : plan.foreign)
+        foreign.push_back({{"slot", worker.slot},
+                           {"processor", worker.processor},
+                           {"amqp_file", worker.vhost.empty() ? std::string() : (facts.state.secrets() / worker_amqp_name(worker.vhost)).string()},
+                           {"internal_url", config.internal_callback_url.empty() ? worker.server : std::string()}});
+    std::string internal = config.internal_callback_url;
+    while (internal.ends_with('/')) internal.pop_back();
     return Json{
         {"name", config.name},
         {"deployment", facts.deployment.id},
@@ -99,6 +148,10 @@ Json settings_of(config::Deployment const& config, Facts const& facts, Plan cons
         {"log_level", config.log_level},
         {"max_body", config.max_body},
         {"tools", strings(config.tools)},
+        {"mongo_file", plan.database_kind == "embedded" ? std::string() : (facts.state.secrets() / kMongoUrl).string()},
+        {"internal_url", internal.empty() ? plan.internal : internal},
+        {"use_tcp_mets", config.use_tcp_mets},
+        {"foreign_workers", foreign},
     };
 }
 
@@ -113,6 +166,11 @@ std::string local_host_name(config::Deployment const& config) {
 
 std::string amqp_url(std::string_view user, Secret const& password, std::string_view host, int port, std::string_view vhost) {
     return fmt::format("amqp://{}:{}@{}/{}", encoded(user), encoded(password.reveal()), config::host_port(host, port), encoded(vhost));
+}
+
+std::string mongo_url(std::optional<config::Credentials> const& credentials, std::string_view host, int port) {
+    auto login = credentials ? fmt::format("{}:{}@", encoded(credentials->username), encoded(credentials->password.reveal())) : std::string();
+    return fmt::format("mongodb://{}{}", login, config::host_port(host, port));
 }
 
 HostPlan const* Plan::host(std::string_view name) const {
@@ -152,15 +210,16 @@ Plan Plan::from(config::Deployment const& config, Facts const& facts) {
     plan.queue_user = queue.credentials ? queue.credentials->username : plan.queue_kind == "external" ? "guest" : "ocrctl";
 
     // Database
-    using Kind = config::ServiceKind;
-    if (config.database.kind != Kind::Embedded && config.database.kind != Kind::Unset)
-        plan.problems.push_back(fmt::format("database: {} is not supported by this version; leave the key out or set it to embedded",
-                                            config.database.skip_deployment ? "an external MongoDB" : std::string(config::wire(config.database.kind))));
+    auto const& database = config.database;
+    plan.database_kind = database.kind == config::ServiceKind::Embedded ? "embedded" : "external";
+    if (plan.database_kind == "external" && !database.skip_deployment)
+        plan.problems.push_back(fmt::format("database: starting a MongoDB{} is not supported by this version: start one and set skip_deployment: true with its address and "
+                                            "port, or, without foreign Workers, leave the key out",
+                                            database.kind == config::ServiceKind::Docker ? " in docker" : ""));
 
     plan.server = fmt::format("http://{}", config::host_port(config::connect_address(config.listen.address), config.listen.port));
 
-    plan.server_settings = settings_of(config, facts, plan);
-
+    plan.internal = plan.server;
     // Hosts
     auto host_dir = [&](std::string const& name, bool local) {
         if (local) return facts.state.host(name).string();
@@ -181,6 +240,10 @@ Plan Plan::from(config::Deployment const& config, Facts const& facts) {
         bool first = name == plan.local_host;
         entry.amqp_host = plan.queue_kind == "external" ? queue.address : host ? seen_from(*host, queue.address) : config::connect_address(queue.address);
         entry.amqp_port = plan.queue_kind == "external" ? config::queue_port(queue) : chosen.port;
+        if (plan.database_kind == "external") {
+            entry.mongo_host = database.address;
+            entry.mongo_port = config::database_port(database);
+        }
         entry.desired.server = plan.server;
         if (host && !entry.local) {
             if (host->reach == config::Reach::Tunnel && !config::is_loopback(host->address))
@@ -212,26 +275,36 @@ Plan Plan::from(config::Deployment const& config, Facts const& facts) {
             server.ready.timeout_s = 120;
             server.grace_s = static_cast<int>(config.grace.count());
             if (plan.rabbitmq) server.needs = {"queue"};
-            // Its settings are in a file; without this a changed config would not restart it.
-            server.env["OCRCTL_SETTINGS"] = sha256_hex(plan.server_settings.dump()).substr(0, 16);
             entry.desired.units.push_back(std::move(server));
         }
         if (host) {
             for (auto const& group : host->workers) {
-                if (group.kind == config::WorkerKind::Foreign) {
-                    plan.problems.push_back(fmt::format("hosts: {}: {}: foreign Workers (unmodified `{} worker` programs) are not supported by this version; with kind: managed "
-                                                        "ocrctl runs the same Processor by its command line",
-                                                        name, group.name, group.processor));
-                    continue;
-                }
                 if (group.deploy_type == config::DeployType::Docker) {
                     plan.problems.push_back(fmt::format("hosts: {}: {}: deploy_type: docker is not supported by this version; use native", name, group.name));
+                    continue;
+                }
+                bool foreign = group.kind == config::WorkerKind::Foreign;
+                if (foreign || !config::is_builtin_processor(group.processor)) {
+                    auto env = environment_of(facts, *host, group);
+                    entry.programs.insert({program_of(group), env.contains("PATH") ? env["PATH"] : ""});
+                }
+                if (foreign) {
+                    if (entry.desired.server != plan.server) plan.internal = entry.desired.server;
+                    for (int replica = 0; replica < group.count; ++replica) {
+                        auto slot = fmt::format("{}/{}/shard-0/rep-{}", name, group.name, replica);
+                        auto vhost = plan.rabbitmq ? worker_vhost(slot) : std::string();
+                        auto unit = foreign_unit(config, facts, entry, group, replica, vhost);
+                        if (plan.rabbitmq && first) unit.needs = {"queue"};
+                        entry.desired.units.push_back(std::move(unit));
+                        plan.foreign.push_back({slot, group.processor, name, vhost, entry.desired.server});
+                        if (plan.rabbitmq) plan.rabbitmq->worker_vhosts.push_back(vhost);
+                    }
                     continue;
                 }
                 collect_models(group, entry.models);
                 if (config::is_builtin_processor(group.processor) && group.processor != "ocrd-ocrctl-dummy") entry.runs_ocr = true;
                 for (int replica = 0; replica < group.count; ++replica)
-                    entry.desired.units.push_back(worker_unit(config, host, group, name, replica, entry.state, facts.build));
+                    entry.desired.units.push_back(worker_unit(config, facts, host, group, replica, entry.state));
             }
         }
         plan.hosts.push_back(std::move(entry));
@@ -243,6 +316,11 @@ Plan Plan::from(config::Deployment const& config, Facts const& facts) {
     add(plan.local_host, local);
     for (auto const& host : config.hosts)
         if (&host != local) add(host.name, &host);
+
+    plan.server_settings = settings_of(config, facts, plan);
+    // The server's settings are in a file; without this a changed config would not restart it.
+    for (auto& unit : plan.hosts.front().desired.units)
+        if (unit.kind == UnitKind::Server) unit.env["OCRCTL_SETTINGS"] = sha256_hex(plan.server_settings.dump()).substr(0, 16);
     return plan;
 }
 
@@ -261,7 +339,7 @@ std::string Change::text() const {
 namespace {
 
 std::string what(UnitSpec const& unit) {
-    if (unit.kind == UnitKind::Worker) return "worker " + unit.entry;
+    if (unit.kind == UnitKind::Worker || unit.kind == UnitKind::ForeignWorker) return "worker " + unit.entry;
     return unit.entry;
 }
 
@@ -270,6 +348,7 @@ std::string detail(Plan const& plan, UnitSpec const& unit) {
         return plan.rabbitmq->port ? fmt::format("RabbitMQ, native, port {}", plan.rabbitmq->port) : std::string("RabbitMQ, native, a free port");
     if (unit.kind == UnitKind::Server) return plan.server;
     if (unit.kind == UnitKind::Worker) return unit.assignment.value("processor", "");
+    if (unit.kind == UnitKind::ForeignWorker) return unit.assignment.value("processor", "") + ", foreign";
     return "";
 }
 

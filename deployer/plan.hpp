@@ -23,6 +23,20 @@ struct Facts {
     std::optional<std::filesystem::path> rabbitmq;  // RabbitMQ's program folder on this machine
 };
 
+/// A program of others that a Host must have, and where it is looked for there.
+struct Program {
+    std::string executable; // a name, or a path
+    std::string path;       // PATH; "" = that of the Host's agent
+    friend auto operator<=>(Program const&, Program const&) = default;
+};
+
+/// A foreign Worker under supervision.
+struct ForeignWorker {
+    std::string slot, processor, host;
+    std::string vhost;      // its own; "" = it shares the common one (external broker)
+    std::string server;     // the processing server as seen from its Host: where its callbacks go
+};
+
 struct HostPlan {
     std::string name;
     bool local = false;                   // this machine
@@ -30,9 +44,12 @@ struct HostPlan {
     std::string state;                    // HOSTDIR there; "" for a Host that was never reached yet
     std::string amqp_host;                // the broker as seen from there
     int amqp_port = 0;
+    std::string mongo_host;               // MongoDB as seen from there; "" = none
+    int mongo_port = 0;
     DesiredState desired;                 // generation is not set
     std::vector<std::string> models;      // language models its Workers are loaded with
     bool runs_ocr = false;                // has a managed Worker of a built-in Processor other than dummy
+    std::set<Program> programs;
 };
 
 /// Pure; refers to the config it was made from.
@@ -41,7 +58,10 @@ struct Plan {
     std::string queue_kind;          // native | external
     std::optional<RabbitMq> rabbitmq;
     std::string queue_user;
+    std::string database_kind;       // embedded | external
+    std::vector<ForeignWorker> foreign;
     std::string server;              // URL for this machine
+    std::string internal;            // URL for the Hosts of foreign Workers
     Json server_settings;            // STATE/server.json
     std::vector<HostPlan> hosts;     // the deploying machine first, then as in the config
     std::vector<std::string> problems; // what this version or this combination cannot do, each a sentence
@@ -55,6 +75,9 @@ std::string local_host_name(config::Deployment const& config);
 
 /// amqp://user:password@host:port/vhost, percent-encoded.
 std::string amqp_url(std::string_view user, Secret const& password, std::string_view host, int port, std::string_view vhost);
+
+/// mongodb://user:password@host:port, percent-encoded; without database, as OCR-D's own.
+std::string mongo_url(std::optional<config::Credentials> const& credentials, std::string_view host, int port);
 
 /// What a Host is known to run.
 struct Observed {

@@ -2,9 +2,12 @@
 
 #include "lib/base/files.hpp"
 #include "lib/base/ids.hpp"
+#include "lib/base/text.hpp"
 #include "lib/model/json.hpp"
+#include "lib/process/process.hpp"
 
 #include <array>
+#include <csignal>
 #include <cstdint>
 #include <unistd.h>
 
@@ -30,6 +33,8 @@ std::string base64(std::string_view bytes) {
     }
     return text;
 }
+
+constexpr std::string_view kWorkerPrefix = "worker~";
 
 /// A path inside a value of rabbitmq.conf or an Erlang term needs no quoting unless it holds odd characters.
 Result<void> plain(fs::path const& path) {
@@ -76,23 +81,42 @@ std::string rabbitmq_conf(RabbitMq const& node) {
                          (node.folder / "definitions.json").string(), std::chrono::milliseconds(kNativeConsumerTimeout).count(), node.logs.string());
 }
 
-std::string rabbitmq_definitions(RabbitMq const& node, std::string const& user, Secret const& password, std::string_view salt4) {
-    std::string salt(salt4);
-    auto hash = base64(salt + bytes_of_hex(sha256_hex(salt + password.reveal())));
-    Json everything = {{"user", user}, {"vhost", node.vhost}, {"configure", ".*"}, {"write", ".*"}, {"read", ".*"}};
-    Json definitions = {
-        {"users", Json::array({{{"name", user},
-                                {"password_hash", hash},
-                                {"hashing_algorithm", "rabbit_password_hashing_sha256"},
-                                {"tags", "administrator"},
-                                {"limits", Json::object()}}})},
-        {"vhosts", Json::array({{{"name", node.vhost}}})},
-        {"permissions", Json::array({everything})},
+std::string worker_vhost(std::string_view slot) {
+    std::string name(kWorkerPrefix); // "~" is in no host's or group's name
+    for (char c : slot) name.push_back(c == '/' ? '~' : c);
+    return name;
+}
+
+Secret worker_password(Secret const& key, std::string_view vhost) { return Secret(sha256_hex(fmt::format("{}:{}", key.reveal(), vhost)).substr(0, 48)); }
+
+std::string rabbitmq_definitions(RabbitMq const& node, RabbitMqLogins const& logins) {
+    Json users = Json::array(), vhosts = Json::array(), permissions = Json::array();
+    auto add_user = [&](std::string const& name, Secret const& password, std::string const& tags) {
+        // The salt is the password's own, so that the file stays the same from deploy to deploy.
+        auto salt = bytes_of_hex(sha256_hex("salt:" + password.reveal()).substr(0, 8));
+        users.push_back({{"name", name},
+                         {"password_hash", base64(salt + bytes_of_hex(sha256_hex(salt + password.reveal())))},
+                         {"hashing_algorithm", "rabbit_password_hashing_sha256"},
+                         {"tags", tags},
+                         {"limits", Json::object()}});
     };
+    auto allow = [&](std::string const& user, std::string const& vhost) {
+        permissions.push_back({{"user", user}, {"vhost", vhost}, {"configure", ".*"}, {"write", ".*"}, {"read", ".*"}});
+    };
+    add_user(logins.user, logins.password, "administrator");
+    vhosts.push_back({{"name", node.vhost}});
+    allow(logins.user, node.vhost);
+    for (auto const& vhost : node.worker_vhosts) {
+        add_user(vhost, worker_password(logins.worker_key, vhost), "");
+        vhosts.push_back({{"name", vhost}});
+        allow(vhost, vhost);
+        allow(logins.user, vhost);
+    }
+    Json definitions = {{"users", users}, {"vhosts", vhosts}, {"permissions", permissions}};
     return definitions.dump(2) + "\n";
 }
 
-Result<void> write_rabbitmq_files(RabbitMq const& node, std::string const& user, Secret const& password, Secret const& cookie) {
+Result<void> write_rabbitmq_files(RabbitMq const& node, RabbitMqLogins const& logins, Secret const& cookie) {
     auto good = plain(node.folder);
     if (!good) return good;
     for (auto const& folder : {node.folder, node.folder / "home", node.folder / "data"}) {
@@ -101,8 +125,6 @@ Result<void> write_rabbitmq_files(RabbitMq const& node, std::string const& user,
     }
     auto logs = make_folder(node.logs);
     if (!logs) return logs;
-    // The salt is the password's own, so that the file stays the same from deploy to deploy.
-    auto salt = bytes_of_hex(sha256_hex("salt:" + password.reveal()).substr(0, 8));
     struct File {
         fs::path path;
         std::string content;
@@ -110,7 +132,7 @@ Result<void> write_rabbitmq_files(RabbitMq const& node, std::string const& user,
     };
     std::array<File, 6> const files{{
         {node.folder / "rabbitmq.conf", rabbitmq_conf(node), 0644},
-        {node.folder / "definitions.json", rabbitmq_definitions(node, user, password, salt), 0600},
+        {node.folder / "definitions.json", rabbitmq_definitions(node, logins), 0600},
         {node.folder / "enabled_plugins", "[].\n", 0644},
         {node.folder / "rabbitmq-env.conf", "# So that the system's own is not read; the environment of the unit says everything.\n", 0644},
         // The node's name ends in localhost: found here, whatever the machine's resolver says.
@@ -122,6 +144,48 @@ Result<void> write_rabbitmq_files(RabbitMq const& node, std::string const& user,
         if (!written) return written;
     }
     return {};
+}
+
+Result<void> apply_rabbitmq_definitions(RabbitMq const& node, bool running) {
+    auto file = node.folder / "definitions.json";
+    auto note = node.folder / "definitions.applied"; // what a node that was stopped and started since has, too
+    auto digest = sha256_of_file(file);
+    if (!digest) return std::unexpected(digest.error());
+    auto noted = read_file(note);
+    if (noted && *noted == *digest) return {};
+    if (!running) return write_file_atomically(note, *digest);
+    // One call for both: the Erlang of a command line program takes longer to start than all of the work.
+    std::string wanted;
+    for (auto const& vhost : node.worker_vhosts) wanted += fmt::format("{}<<\"{}\">>", wanted.empty() ? "" : ",", vhost);
+    auto term = fmt::format("{{ok, Text}} = file:read_file(\"{}\"), "
+                            "ok = rabbit_definitions:import_raw(Text), "
+                            "Ours = fun(N) -> binary:longest_common_prefix([N, <<\"{}\">>]) =:= {} andalso not lists:member(N, [{}]) end, "
+                            "[ok = rabbit_vhost:delete(V, <<\"ocrctl\">>) || V <- rabbit_vhost:list_names(), Ours(V)], "
+                            "[ok = rabbit_auth_backend_internal:delete_user(U, <<\"ocrctl\">>) || "
+                            "[{{user, U}} | _] <- rabbit_auth_backend_internal:list_users(), Ours(U)], applied.",
+                            file.string(), kWorkerPrefix, kWorkerPrefix.size(), wanted);
+    auto unit = rabbitmq_unit(node);
+    process::SpawnOptions options;
+    options.argv = {(node.programs / "rabbitmqctl").string(), "--quiet", "--timeout", "60", "eval", term};
+    options.env = unit.env;
+    options.env.erase("RUNNING_UNDER_SYSTEMD");
+    options.cwd = node.folder;
+    options.pipe_output = true;
+    options.log = node.logs / "rabbitmqctl.log";
+    auto child = process::spawn(options);
+    if (!child) return std::unexpected(child.error());
+    std::string output;
+    char buffer[4096];
+    for (ssize_t size; (size = ::read(child->output.get(), buffer, sizeof buffer)) > 0 || (size < 0 && errno == EINTR);)
+        if (size > 0) output.append(buffer, static_cast<std::size_t>(size));
+    auto status = process::wait_for(child->pidfd.get(), std::chrono::seconds(90));
+    if (!status) {
+        (void)process::signal_group(child->identity, SIGKILL);
+        (void)process::wait_for(child->pidfd.get(), std::chrono::seconds(5));
+        return fail(ErrorKind::Unavailable, "rabbitmqctl does not end; its log is {}", options.log.string());
+    }
+    if (status->success() && output.find("applied") != std::string::npos) return write_file_atomically(note, *digest);
+    return fail(ErrorKind::Unavailable, "the broker does not take its users and vhosts over: {}", trim(output.substr(0, 500)));
 }
 
 UnitSpec rabbitmq_unit(RabbitMq const& node) {

@@ -8,7 +8,11 @@
 #include <boost/asio/connect.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <csignal>
+#include <cstdlib>
 #include <fcntl.h>
+#include <fstream>
+#include <set>
+#include <sstream>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -49,6 +53,45 @@ std::string exit_detail(process::ExitStatus const& status, LogEnd const& log) {
     return detail;
 }
 
+Result<std::vector<std::string>> resolved_argv(std::vector<std::string> argv) {
+    for (auto& word : argv) {
+        auto file = file_of_word(word);
+        if (!file) continue;
+        auto content = read_file(*file);
+        if (!content) return std::unexpected(content.error());
+        word = trim(*content);
+    }
+    return argv;
+}
+
+bool has_connection(int session, std::string_view address) {
+    auto port = std::atoi(std::string(address.substr(address.rfind(':') + 1)).c_str());
+    std::set<std::string> sockets; // as /proc/PID/fd names them
+    for (char const* table : {"/proc/net/tcp", "/proc/net/tcp6"}) {
+        std::ifstream in(table);
+        std::string line;
+        std::getline(in, line);
+        while (std::getline(in, line)) {
+            std::istringstream fields(line);
+            std::string slot, local, remote, state, queues, timer, retransmit, uid, timeout, inode;
+            fields >> slot >> local >> remote >> state >> queues >> timer >> retransmit >> uid >> timeout >> inode;
+            auto colon = remote.rfind(':');
+            if (state == "01" && colon != std::string::npos && std::strtol(remote.c_str() + colon + 1, nullptr, 16) == port) sockets.insert("socket:[" + inode + "]");
+        }
+    }
+    if (sockets.empty()) return false;
+    for (auto const& row : process::table()) {
+        if (row.session != session) continue;
+        std::error_code error;
+        auto folder = std::filesystem::path("/proc") / std::to_string(row.identity.pid) / "fd";
+        for (std::filesystem::directory_iterator fd(folder, error), end; !error && fd != end; fd.increment(error)) {
+            std::error_code ignored;
+            if (sockets.contains(std::filesystem::read_symlink(fd->path(), ignored).string())) return true;
+        }
+    }
+    return false;
+}
+
 namespace {
 
 awaitable<bool> connects(std::string address) {
@@ -87,6 +130,14 @@ awaitable<bool> exits_well(std::vector<std::string> argv, std::map<std::string, 
 }
 
 } // namespace
+
+awaitable<std::string> first_silent(std::vector<std::string> addresses) {
+    for (auto const& address : addresses) {
+        auto done = co_await within(2s, connects(address));
+        if (!done.value_or(false)) co_return address;
+    }
+    co_return std::string();
+}
 
 awaitable<bool> answers(Readiness readiness, std::map<std::string, std::string> env, std::string cwd) {
     if (readiness.kind == "tcp") {

@@ -11,6 +11,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <vector>
 
 namespace ocrctl::host_agent {
 
@@ -47,6 +49,7 @@ struct Unit {
     std::uintmax_t log_start = 0;
 
     // Of the next start.
+    bool served = false;    // what it needs elsewhere accepted connections just now
     int failures = 0;
     bool was_ready = false; // the last process had been ready
     SteadyClock::time_point retry{};
@@ -73,6 +76,15 @@ LogEnd log_end(std::filesystem::path const& log, std::uintmax_t from);
 
 /// What the report says about an exit: "ended with code 1: cannot open port".
 std::string exit_detail(process::ExitStatus const& status, LogEnd const& log);
+
+/// The argv to start, with the content of files in the place of their words.
+Result<std::vector<std::string>> resolved_argv(std::vector<std::string> argv);
+
+/// Has a process of this session an established TCP connection to the port of "host:port"?
+bool has_connection(int session, std::string_view address);
+
+/// The first of these addresses that does not accept a connection, "" if all do.
+awaitable<std::string> first_silent(std::vector<std::string> addresses);
 
 /// One try whether a unit answers as its Readiness wants (tcp, http, exec; `env` is for exec).
 awaitable<bool> answers(Readiness readiness, std::map<std::string, std::string> env, std::string cwd);

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <csignal>
 #include <unistd.h>
+#include <utility>
 
 namespace ocrctl::host_agent {
 
@@ -188,6 +189,14 @@ awaitable<void> Supervisor::supervise(UnitPtr unit) {
             co_await agent_.changed(unit->retry);
             continue;
         }
+        if (!unit->spec.needs_tcp.empty() && !std::exchange(unit->served, false)) {
+            auto silent = co_await first_silent(unit->spec.needs_tcp);
+            unit->served = silent.empty();
+            if (unit->served) continue; // much may have changed meanwhile
+            set_state(*unit, UnitState::Waiting, fmt::format("waits for {}", silent));
+            co_await agent_.changed(SteadyClock::now() + 500ms);
+            continue;
+        }
         start(unit);
     }
 }
@@ -210,6 +219,8 @@ void Supervisor::failed_start(Unit& unit, Error const& error) {
 void Supervisor::start(UnitPtr const& unit) {
     auto env = environment(*unit);
     if (!env) return failed_start(*unit, env.error());
+    auto argv = resolved_argv(unit->spec.argv);
+    if (!argv) return failed_start(*unit, argv.error());
     auto log_path = log_file(*unit);
     if (auto made = make_folder(log_path.parent_path()); !made) return failed_start(*unit, made.error());
     Json spec = unit->spec;
@@ -221,7 +232,7 @@ void Supervisor::start(UnitPtr const& unit) {
     crash_point("agent.after-intent");
 
     process::SpawnOptions options_;
-    options_.argv = unit->spec.argv;
+    options_.argv = std::move(*argv);
     options_.env = std::move(*env);
     options_.cwd = unit->spec.cwd;
     options_.log = log_path;
@@ -278,7 +289,9 @@ awaitable<void> Supervisor::probe(UnitPtr unit, int incarnation) {
         auto env = environment(*unit);
         auto readiness = unit->spec.ready;
         auto variables = env ? *env : std::map<std::string, std::string>{};
-        bool answered = co_await answers(std::move(readiness), std::move(variables), unit->spec.cwd);
+        bool answered = false;
+        if (readiness.kind == "connected") answered = has_connection(unit->identity->pid, readiness.address);
+        else answered = co_await answers(std::move(readiness), std::move(variables), unit->spec.cwd);
         if (!current()) co_return;
         if (answered) {
             mark_ready(*unit);

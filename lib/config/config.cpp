@@ -401,6 +401,9 @@ void check_reach(Deployment const& c, Reading& reading) {
             reading.problem(path, fmt::format("direct: {} cannot reach the server at {}; set listen.address, or use reach: tunnel", host.name, host_port(c.listen.address, c.listen.port)));
         if (is_loopback(c.process_queue.address))
             reading.problem(path, fmt::format("direct: {} cannot reach the broker at {}; set process_queue.address, or use reach: tunnel", host.name, c.process_queue.address));
+        bool foreign = std::ranges::any_of(host.workers, [](auto const& group) { return group.kind == WorkerKind::Foreign; });
+        if (foreign && c.database.kind == ServiceKind::External && is_loopback(c.database.address))
+            reading.problem(path, fmt::format("direct: {} cannot reach the database at {}; set database.address, or use reach: tunnel", host.name, c.database.address));
     }
 }
 
@@ -411,7 +414,7 @@ void check_auth(Deployment const& c, Reading& reading) {
         reading.problem("auth.tokens", "the server of this version does not check tokens: listen on loopback, or say auth: none");
 }
 
-void check_database(Deployment const& c, bool given, Reading& reading) {
+void check_database(Deployment const& c, Reading& reading) {
     std::string first, path;
     for (std::size_t h = 0; h < c.hosts.size() && path.empty(); ++h)
         for (std::size_t w = 0; w < c.hosts[h].workers.size() && path.empty(); ++w)
@@ -419,15 +422,10 @@ void check_database(Deployment const& c, bool given, Reading& reading) {
                 first = c.hosts[h].workers[w].processor;
                 path = worker_path(h, w);
             }
-    if (!path.empty() && c.database.kind == ServiceKind::Embedded) {
-        reading.problem(path, fmt::format("foreign Workers ({}) keep their Jobs in MongoDB, but the database is embedded: give database: {{address: ..., skip_deployment: true}}, "
-                                          "or run the Processor with kind: managed (starting a MongoDB is for a later version)",
+    if (!path.empty() && c.database.kind == ServiceKind::Embedded)
+        reading.problem(path, fmt::format("foreign Workers ({}) keep their Jobs in MongoDB, but the database is embedded: give database: {{address: ..., port: ..., skip_deployment: true}}, "
+                                          "or run the Processor with kind: managed",
                                           first));
-    } else if (!path.empty()) {
-        reading.warning(path, fmt::format("foreign Workers ({}) are not served by this version; kind: managed runs the same Processor", first));
-    }
-    if (given && c.database.kind != ServiceKind::Embedded)
-        reading.warning("database", fmt::format("this version keeps its data in the embedded database and leaves MongoDB ({}) alone", c.database.address));
 }
 
 /// What a group preloads must be what its Processor declares; a required parameter may come with the Job.
@@ -477,7 +475,7 @@ Loaded load_text(std::string_view yaml, std::filesystem::path const& file) {
                 check_ports(c, reading);
                 check_reach(c, reading);
                 check_auth(c, reading);
-                check_database(c, top.has("database"), reading);
+                check_database(c, reading);
                 check_parameters_of_groups(c, reading);
                 check_deploy_types(c, reading);
             }

@@ -44,8 +44,16 @@ void from_json(Json const& json, UnitKind& kind) { value_of(kKinds, json.get<std
 void to_json(Json& json, UnitState const& state) { json = wire(state); }
 void from_json(Json const& json, UnitState& state) { value_of(kStates, json.get<std::string>(), state); }
 
+std::string file_word(std::string_view file) { return "{file:" + std::string(file) + "}"; }
+
+std::optional<std::string> file_of_word(std::string_view word) {
+    constexpr std::string_view kBegin = "{file:";
+    if (!word.starts_with(kBegin) || !word.ends_with('}')) return std::nullopt;
+    return std::string(word.substr(kBegin.size(), word.size() - kBegin.size() - 1));
+}
+
 OCRCTL_JSON_FIELDS(Readiness, kind, address, argv, timeout_s)
-OCRCTL_JSON_FIELDS(UnitSpec, entry, kind, argv, env, env_files, cwd, log, ready, needs,
+OCRCTL_JSON_FIELDS(UnitSpec, entry, kind, argv, env, env_files, cwd, log, ready, needs, needs_tcp,
                                                 stop_argv, grace_s, restart, also, remove, assignment)
 OCRCTL_JSON_FIELDS(DesiredState, deployment, host, generation, lease_s, server, token_file,
                                                 units)

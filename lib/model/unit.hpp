@@ -6,7 +6,9 @@
 #include "lib/model/json.hpp"
 
 #include <map>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace ocrctl {
@@ -17,7 +19,9 @@ std::string_view wire(UnitKind kind) noexcept; // "tunnel" "queue" "database" "s
 
 /// When a unit counts as READY.
 struct Readiness {
-    std::string kind = "started"; // started | tcp (address) | http (address: url, 200) | exec (argv exits 0) | report (the unit tells its agent)
+    // started | tcp (address) | http (address: url, 200) | exec (argv exits 0) | report (the unit tells its agent) |
+    // connected (it has a TCP connection to the port of address)
+    std::string kind = "started";
     std::string address;          // "127.0.0.1:5672" or "http://127.0.0.1:8080/readyz"
     std::vector<std::string> argv;
     int timeout_s = 60;           // after that the unit is Failed and restarted with back-off
@@ -26,12 +30,13 @@ struct Readiness {
 struct UnitSpec {
     std::string entry;                       // stable id in the ledger: "queue", "server", or the slot of a Worker
     UnitKind kind = UnitKind::Worker;
-    std::vector<std::string> argv;
+    std::vector<std::string> argv;           // a word made by file_word() becomes the file's content right before the start
     std::map<std::string, std::string> env;  // in addition to the OCRCTL_* marks, which the agent sets; no secrets here
     std::map<std::string, std::string> env_files; // variable -> file whose content it gets (secrets)
     std::string cwd, log;                    // log: appended to
     Readiness ready;
     std::vector<std::string> needs;          // entries of this host that must be READY before the start
+    std::vector<std::string> needs_tcp;      // "host:port" of services elsewhere that must accept a connection before the start
     std::vector<std::string> stop_argv;      // asked to stop by this instead of SIGTERM
     int grace_s = 10;                        // between asking and SIGKILL
     bool restart = true;
@@ -39,6 +44,12 @@ struct UnitSpec {
     std::vector<std::string> remove;         // paths removed once it is gone: sockets, temporary folders; never data or logs
     Json assignment;                         // a managed Worker's: {target, queue, processor, parameters, amqp_url_file, path_map, ...}
 };
+
+/// A word of UnitSpec::argv that stands for the content of a file: for programs that take secrets on their command line only.
+/// Neither desired state nor ledger hold more than the file's name.
+std::string file_word(std::string_view file);
+/// The file that a word stands for, if it is one.
+std::optional<std::string> file_of_word(std::string_view word);
 
 struct DesiredState {
     std::string deployment;   // id, the value of OCRCTL_DEPLOYMENT

@@ -99,6 +99,43 @@ class SshHost:
         self.log.close()
 
 
+class MongoServer:
+    """A MongoDB-compatible server on a free loopback port: FerretDB (scripts/ferretdb) or a real mongod, as the environment says."""
+
+    def __init__(self, folder):
+        folder = pathlib.Path(folder)
+        data = folder / "data"
+        data.mkdir(parents=True)
+        self.port = free_port()
+        address = f"127.0.0.1:{self.port}"
+        ferretdb = os.environ.get("OCRCTL_FERRETDB") or str(ROOT / "build" / "ferretdb")
+        if os.environ.get("OCRCTL_MONGOD"):
+            argv = [os.environ["OCRCTL_MONGOD"], "--bind_ip", "127.0.0.1", "--port", str(self.port), "--dbpath", str(data)]
+        elif os.access(ferretdb, os.X_OK):
+            argv = [ferretdb, "-listen", address, "-sqlite", str(data)]
+        else:
+            reason = "no MongoDB-compatible server: scripts/ferretdb builds one, OCRCTL_FERRETDB or OCRCTL_MONGOD names one"
+            if "mongo" in os.environ.get("OCRCTL_REQUIRE", "").split(","):
+                raise AssertionError(reason)
+            raise unittest.SkipTest(reason)
+        self.url = f"mongodb://{address}"
+        self.log = folder / "server.log"
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        eventually(self._answers, 60, lambda: self.log.read_text(errors="replace"))
+
+    def _answers(self):
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 1):
+                return True
+        except OSError:
+            return False
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(20)
+
+
 class Deployment:
     """One config file and its state folder; what it started is gone when the test ends, or the test fails."""
 
@@ -166,6 +203,9 @@ class Deployment:
     def units(self, kind="worker"):
         status = self.status() or {}
         return [dict(u, host=h["host"]) for h in status.get("hosts", []) for u in h.get("units", []) if u["kind"] == kind]
+
+    def queue_port(self):
+        return json.loads((self.state / "deployment.json").read_text())["queue"]["port"]
 
     def ready_workers(self):
         return [u for u in self.units() if u["state"] == "ready"]

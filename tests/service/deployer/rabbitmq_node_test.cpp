@@ -3,6 +3,7 @@
 #include "deployer/ports.hpp"
 #include "lib/base/files.hpp"
 #include "lib/base/ids.hpp"
+#include "lib/queue/broker.hpp"
 #include "lib/process/process.hpp"
 
 #include <chrono>
@@ -49,8 +50,7 @@ protected:
         node_.dist_port = choose_port();
         node_.epmd_port = choose_port();
         deployment_ = new_uuid();
-        auto written = write_rabbitmq_files(node_, "ocrctl", Secret("pw"), Secret("cookiecookie"));
-        ASSERT_TRUE(written) << written.error().message();
+        write();
     }
     void TearDown() override {
         if (deployment_.empty()) return;
@@ -58,6 +58,20 @@ protected:
         for (auto const& found : process::scan(deployment_)) left.push_back(found.identity);
         (void)process::stop_processes(left, seconds(1));
         remove_tree(folder_);
+    }
+
+    void write() {
+        auto written = write_rabbitmq_files(node_, {"ocrctl", Secret("pw"), Secret("key")}, Secret("cookiecookie"));
+        ASSERT_TRUE(written) << written.error().message();
+    }
+    /// Does the node let this user into this vhost?
+    bool enters(std::string const& user, Secret const& password, std::string const& vhost) {
+        queue::BrokerUrl url;
+        url.port = node_.port;
+        url.user = user;
+        url.password = password;
+        url.vhost = vhost;
+        return queue::Session::open(url, "test").has_value();
     }
 
     void start() {
@@ -114,6 +128,36 @@ TEST_F(RabbitMqNodeTest, IsOneProcessThatListensOnLoopbackAloneAndStopsOnTermAnd
     if (!left.empty()) {
         EXPECT_EQ(left[0].command, "epmd") << "what survives a stop is named in the unit";
     }
+}
+
+TEST_F(RabbitMqNodeTest, ForeignWorkersHaveVhostsOfTheirOwnThatComeAndGoWhileItRuns) {
+    auto vhost = [](int n) { return worker_vhost(fmt::format("h/ocrd-dummy-1/shard-0/rep-{}", n)); };
+    auto own = [&](int n) { return worker_password(Secret("key"), vhost(n)); };
+    node_.worker_vhosts = {vhost(0)};
+    write();
+    start();
+    ASSERT_TRUE(apply_rabbitmq_definitions(node_, false)); // it has loaded them
+    EXPECT_TRUE(enters(vhost(0), own(0), vhost(0)));
+    EXPECT_TRUE(enters("ocrctl", Secret("pw"), vhost(0)));
+    EXPECT_TRUE(enters("ocrctl", Secret("pw"), "/"));
+    EXPECT_FALSE(enters(vhost(0), own(0), "/"));
+    EXPECT_FALSE(enters(vhost(0), own(1), vhost(0)));
+
+    node_.worker_vhosts = {vhost(1), vhost(2)};
+    write();
+    auto begin = std::chrono::steady_clock::now();
+    auto applied = apply_rabbitmq_definitions(node_, true);
+    ASSERT_TRUE(applied) << applied.error().message();
+    fmt::print("applied in {} ms\n", std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - begin).count());
+    EXPECT_TRUE(enters(vhost(1), own(1), vhost(1)));
+    EXPECT_TRUE(enters("ocrctl", Secret("pw"), vhost(2)));
+    EXPECT_FALSE(enters(vhost(1), own(1), vhost(2)));
+    EXPECT_FALSE(enters("ocrctl", Secret("pw"), vhost(0)));
+    EXPECT_FALSE(enters(vhost(0), own(0), vhost(1)));
+    begin = std::chrono::steady_clock::now();
+    EXPECT_TRUE(apply_rabbitmq_definitions(node_, true));
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(100)) << "what it has is not told again";
+    stop();
 }
 
 } // namespace

@@ -179,6 +179,60 @@ TEST_F(AgentTest, StartsWhatIsDesiredWithItsMarksAndSecretsAndRecordsIt) {
     EXPECT_EQ(info.st_mode & 0777, 0600U);
 }
 
+TEST_F(AgentTest, PutsASecretIntoTheCommandLineOfAForeignWorkerAtItsStartAlone) {
+    ASSERT_TRUE(write_file_atomically(folder / "url", "amqp://w:s3cret@127.0.0.1/\n", 0600).has_value());
+    UnitSpec spec;
+    spec.entry = "h1/ocrd-dummy-1/shard-0/rep-0";
+    spec.kind = UnitKind::ForeignWorker;
+    spec.argv = {"/bin/sh", "-c", "echo $0 $1; exec sleep 60", "worker", file_word((folder / "url").string())};
+    spec.assignment = Json{{"processor", "ocrd-dummy"}};
+    spec.grace_s = 1;
+    desired.units = {spec};
+    write_desired();
+    start_agent();
+    ASSERT_TRUE(agent_listens());
+    ASSERT_TRUE(reaches(spec.entry, UnitState::Ready));
+    EXPECT_TRUE(eventually([&] { return log_of(spec.entry) == "worker amqp://w:s3cret@127.0.0.1/\n"; })) << log_of(spec.entry);
+    EXPECT_EQ(unit(spec.entry).processor, "ocrd-dummy");
+    for (char const* file : {"ledger.jsonl", "desired.json"}) EXPECT_EQ(read_file(folder / file)->find("s3cret"), std::string::npos) << file;
+    // Killed, it is started again; without its file it is said what is missing.
+    auto first = unit(spec.entry).pid;
+    ASSERT_EQ(::kill(first, SIGKILL), 0);
+    ASSERT_TRUE(eventually([&] { return unit(spec.entry).state == UnitState::Ready && unit(spec.entry).pid != first; }));
+    EXPECT_EQ(unit(spec.entry).restarts, 1);
+    ASSERT_TRUE(fs::remove(folder / "url"));
+    ASSERT_EQ(::kill(unit(spec.entry).pid, SIGKILL), 0);
+    ASSERT_TRUE(reaches(spec.entry, UnitState::Failed));
+    EXPECT_NE(unit(spec.entry).detail.find((folder / "url").string()), std::string::npos) << unit(spec.entry).detail;
+}
+
+TEST_F(AgentTest, AForeignWorkerIsStartedOnceItsServicesAcceptAndReadyOnceItIsConnected) {
+    auto port = free_port();
+    auto address = fmt::format("127.0.0.1:{}", port);
+    auto spec = shell("w", fmt::format("exec python3 -c 'import os, socket, time\nwhile not os.path.exists(\"{}\"): time.sleep(0.02)\ns = socket.create_connection((\"127.0.0.1\", {}))\n"
+                                       "time.sleep(60)'",
+                                       (folder / "go").string(), port),
+                      UnitKind::ForeignWorker);
+    spec.needs_tcp = {address};
+    spec.ready = {"connected", address, {}, 30};
+    desired.units = {spec};
+    write_desired();
+    start_agent();
+    ASSERT_TRUE(agent_listens());
+    ASSERT_TRUE(eventually([&] { return unit("w").detail == "waits for " + address; })) << unit("w").detail;
+    EXPECT_EQ(starts_of("w"), 0U);
+    process::SpawnOptions options;
+    options.argv = {"python3", "-m", "http.server", "--bind", "127.0.0.1", std::to_string(port)};
+    auto service = process::spawn(options);
+    ASSERT_TRUE(service.has_value());
+    EXPECT_TRUE(reaches("w", UnitState::Starting));
+    ASSERT_TRUE(write_file_atomically(folder / "go", "").has_value());
+    EXPECT_TRUE(reaches("w", UnitState::Ready));
+    EXPECT_EQ(starts_of("w"), 1U);
+    (void)process::signal_one(service->identity, SIGKILL);
+    (void)process::wait_for(service->pidfd.get(), 5s);
+}
+
 TEST_F(AgentTest, IsTheOnlyOneOnItsFolder) {
     start_agent();
     ASSERT_TRUE(agent_listens());

@@ -128,18 +128,96 @@ TEST(PlanTest, AnExternalBrokerIsNotStarted) {
     EXPECT_EQ(plan.queue_user, "u");
 }
 
-TEST(PlanTest, ForeignWorkersAreRefusedOutLoud) {
-    auto config = config_of(R"(name: demo
+constexpr char kForeign[] = R"(name: demo
+listen: {address: 127.0.0.1, port: 8081}
+database: {skip_deployment: true, address: db.example, port: 27018, credentials: {username: u, password: "p/w"}}
 hosts:
   - name: here
     connection: local
+    env: {OCRD_MAX_PROCESSOR_CACHE: 3}
     workers:
-      - {name: ocrd-tesserocr-recognize, number_of_instance: 1}
-database: {skip_deployment: true, address: 127.0.0.1, port: 27017}
-)");
+      - {name: ocrd-dummy, number_of_instance: 2, env: {PATH: /opt/ocrd/bin}}
+      - {name: ocrd-ocrctl-dummy}
+)";
+
+TEST(PlanTest, AForeignWorkerIsStartedWithItsUrlsFromFilesAndAVhostOfItsOwn) {
+    auto config = config_of(kForeign);
     auto plan = Plan::from(config, facts_of(config));
-    EXPECT_NE(joined(plan.problems).find("ocrd-tesserocr-recognize"), std::string::npos) << joined(plan.problems);
-    EXPECT_NE(joined(plan.problems).find("kind: managed"), std::string::npos) << joined(plan.problems);
+    EXPECT_EQ(joined(plan.problems), "");
+    auto const& host = plan.hosts[0];
+    auto const* worker = unit(host, "here/ocrd-dummy-1/shard-0/rep-1");
+    ASSERT_NE(worker, nullptr);
+    EXPECT_EQ(worker->kind, UnitKind::ForeignWorker);
+    EXPECT_EQ(worker->argv, (std::vector<std::string>{"ocrd-dummy", "worker", "--database", "{file:/state/demo/hosts/here/secrets/mongo-url}", "--queue",
+                                                      "{file:/state/demo/hosts/here/secrets/amqp-worker~here~ocrd-dummy-1~shard-0~rep-1}"}));
+    EXPECT_EQ(worker->needs, std::vector<std::string>{"queue"});
+    EXPECT_EQ(worker->needs_tcp, (std::vector<std::string>{"127.0.0.1:25672", "db.example:27018"}));
+    EXPECT_EQ(worker->ready.kind, "exec");
+    EXPECT_EQ(worker->ready.argv.at(2), "consumed");
+    EXPECT_EQ(worker->env.at("OCRD_NETWORK_LOGS_ROOT_DIR"), "/state/demo/hosts/here/logs/ocrd");
+    EXPECT_EQ(worker->env.at("OCRD_MAX_PROCESSOR_CACHE"), "3");
+    EXPECT_EQ(host.programs, (std::set<Program>{{"ocrd-dummy", "/opt/ocrd/bin"}}));
+    ASSERT_TRUE(plan.rabbitmq);
+    EXPECT_EQ(plan.rabbitmq->worker_vhosts, (std::vector<std::string>{"worker~here~ocrd-dummy-1~shard-0~rep-0", "worker~here~ocrd-dummy-1~shard-0~rep-1"}));
+    EXPECT_EQ(Json(host.desired).dump().find("p/w"), std::string::npos);
+    EXPECT_EQ(mongo_url(config.database.credentials, host.mongo_host, host.mongo_port), "mongodb://u:p%2Fw@db.example:27018");
+}
+
+TEST(PlanTest, TheServerIsToldOfMongoDbAndOfEachForeignWorker) {
+    auto config = config_of(kForeign);
+    auto plan = Plan::from(config, facts_of(config));
+    auto const& settings = plan.server_settings;
+    EXPECT_EQ(settings.at("mongo_file"), "/state/demo/secrets/mongo-url");
+    EXPECT_EQ(settings.at("internal_url"), "http://127.0.0.1:8081");
+    EXPECT_EQ(settings.at("use_tcp_mets"), false);
+    ASSERT_EQ(settings.at("foreign_workers").size(), 2u);
+    EXPECT_EQ(settings.at("foreign_workers")[0].at("slot"), "here/ocrd-dummy-1/shard-0/rep-0");
+    EXPECT_EQ(settings.at("foreign_workers")[0].at("processor"), "ocrd-dummy");
+    EXPECT_EQ(settings.at("foreign_workers")[0].at("amqp_file"), "/state/demo/secrets/amqp-worker~here~ocrd-dummy-1~shard-0~rep-0");
+    EXPECT_EQ(settings.at("processors").at("ocrd-dummy").at("kind"), "foreign");
+
+    auto before = unit(plan.hosts[0], "server")->env.at("OCRCTL_SETTINGS");
+    config.internal_callback_url = "http://10.0.0.5:8000/";
+    config.use_tcp_mets = true;
+    plan = Plan::from(config, facts_of(config));
+    EXPECT_EQ(plan.server_settings.at("internal_url"), "http://10.0.0.5:8000");
+    EXPECT_EQ(plan.server_settings.at("foreign_workers")[0].at("internal_url"), "");
+    EXPECT_EQ(plan.server_settings.at("use_tcp_mets"), true);
+    EXPECT_NE(unit(plan.hosts[0], "server")->env.at("OCRCTL_SETTINGS"), before) << "other settings restart the server";
+}
+
+TEST(PlanTest, OnABrokerOfOthersForeignWorkersShareTheVhost) {
+    auto config = config_of(std::string(kForeign) + "process_queue: {skip_deployment: true, address: broker.example, credentials: {username: u, password: p}}\n");
+    auto plan = Plan::from(config, facts_of(config));
+    EXPECT_EQ(joined(plan.problems), "");
+    auto const* worker = unit(plan.hosts[0], "here/ocrd-dummy-1/shard-0/rep-0");
+    ASSERT_NE(worker, nullptr);
+    EXPECT_EQ(worker->argv.back(), "{file:/state/demo/hosts/here/secrets/amqp-url}");
+    EXPECT_EQ(worker->ready.kind, "connected");
+    EXPECT_EQ(worker->ready.address, "broker.example:5672");
+    EXPECT_TRUE(worker->needs.empty());
+    EXPECT_EQ(plan.server_settings.at("foreign_workers")[0].at("amqp_file"), "");
+}
+
+TEST(PlanTest, ProgramsOfOthersGetWhatAUserHasOnThatHost) {
+    auto config = config_of(std::string(kTwo) + "      - {name: ocrd-tesserocr-recognize, kind: managed}\n");
+    auto facts = facts_of(config);
+    facts.deployment.hosts["ocr1"] = {"/var/lib/ocrctl/demo/hosts/ocr1", {{"PATH", "/home/ocr/venv/bin:/usr/bin"}, {"OCRD_MAX_PARALLEL_PAGES", "2"}}};
+    auto plan = Plan::from(config, facts);
+    auto const& remote = plan.hosts[1];
+    ASSERT_EQ(remote.desired.units.size(), 2u);
+    EXPECT_TRUE(remote.desired.units[0].env.empty()) << "a Processor of ocrctl needs none of it";
+    EXPECT_EQ(remote.desired.units[1].env.at("PATH"), "/home/ocr/venv/bin:/usr/bin");
+    EXPECT_EQ(remote.desired.units[1].env.at("OCRD_MAX_PARALLEL_PAGES"), "2");
+    EXPECT_EQ(remote.programs, (std::set<Program>{{"ocrd-tesserocr-recognize", "/home/ocr/venv/bin:/usr/bin"}}));
+}
+
+TEST(PlanTest, AMongoDbThatNobodyStartsIsAProblem) {
+    auto config = config_of(kForeign);
+    config.database.skip_deployment = false;
+    config.database.kind = config::ServiceKind::Native;
+    auto plan = Plan::from(config, facts_of(config));
+    EXPECT_NE(joined(plan.problems).find("skip_deployment: true"), std::string::npos) << joined(plan.problems);
 }
 
 TEST(PlanTest, AWildcardAddressSaysNothingToAnotherMachineAndIsRefusedWithTheKeyToSet) {

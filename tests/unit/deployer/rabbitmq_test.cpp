@@ -3,6 +3,7 @@
 #include "lib/model/json.hpp"
 
 #include <gtest/gtest.h>
+#include <set>
 
 namespace ocrctl::deployer {
 namespace {
@@ -27,14 +28,31 @@ TEST(RabbitMqFiles, ListensOnLoopbackAloneUnlessAnotherAddressIsWanted) {
 }
 
 TEST(RabbitMqFiles, HoldNoPasswordInClearText) {
-    auto text = rabbitmq_definitions(node(), "ocrctl", Secret("very-secret"), "abcd");
+    auto text = rabbitmq_definitions(node(), {"ocrctl", Secret("very-secret"), Secret("worker-key")});
     EXPECT_EQ(text.find("very-secret"), std::string::npos);
     auto definitions = parse_json(text);
     ASSERT_TRUE(definitions);
-    // base64("abcd" + sha256("abcdvery-secret")) is 48 digits for 36 bytes, and starts with the salt.
-    auto hash = (*definitions)["users"][0]["password_hash"].get<std::string>();
-    EXPECT_EQ(hash.size(), 48u);
-    EXPECT_TRUE(hash.starts_with("YWJjZ")) << hash;
+    // 4 bytes of salt and a SHA-256 in base64.
+    EXPECT_EQ((*definitions)["users"][0]["password_hash"].get<std::string>().size(), 48u);
+}
+
+TEST(RabbitMqFiles, GiveEachForeignWorkerAVhostThatOnlyItAndTheServerMayEnter) {
+    auto wanted = node();
+    wanted.worker_vhosts = {worker_vhost("h/g/shard-0/rep-0"), worker_vhost("h/g/shard-0/rep-1")};
+    EXPECT_EQ(wanted.worker_vhosts[0], "worker~h~g~shard-0~rep-0");
+    Secret key("worker-key");
+    auto definitions = parse_json(rabbitmq_definitions(wanted, {"ocrctl", Secret("very-secret"), key}));
+    ASSERT_TRUE(definitions);
+    EXPECT_EQ((*definitions)["vhosts"].size(), 3u);
+    EXPECT_EQ((*definitions)["users"][1]["name"], wanted.worker_vhosts[0]);
+    EXPECT_EQ((*definitions)["users"][1]["tags"], "");
+    EXPECT_NE((*definitions)["users"][1]["password_hash"], (*definitions)["users"][2]["password_hash"]);
+    std::multiset<std::string> may;
+    for (auto const& one : (*definitions)["permissions"]) may.insert(one["user"].get<std::string>() + " " + one["vhost"].get<std::string>());
+    EXPECT_EQ(may, (std::multiset<std::string>{"ocrctl /", "ocrctl " + wanted.worker_vhosts[0], "ocrctl " + wanted.worker_vhosts[1],
+                                               wanted.worker_vhosts[0] + " " + wanted.worker_vhosts[0], wanted.worker_vhosts[1] + " " + wanted.worker_vhosts[1]}));
+    EXPECT_NE(worker_password(key, wanted.worker_vhosts[0]).reveal(), worker_password(key, wanted.worker_vhosts[1]).reveal());
+    EXPECT_EQ(worker_password(key, wanted.worker_vhosts[0]).reveal().size(), 48u);
 }
 
 TEST(RabbitMqUnit, IsOneForegroundProcessWithoutSecretsThatTakesEpmdAlong) {

@@ -1,0 +1,35 @@
+"""An OCR-D program as far as a deployment sees it, where OCR-D is not installed: `NAME worker --database URL --queue URL`.
+Writes what it was started with to OCRD_NETWORK_LOGS_ROOT_DIR/NAME.PID.json, and consumes its queue."""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+
+from amqp_consumer import AmqpConsumer
+
+
+def main():
+    name = pathlib.Path(sys.argv[0]).name
+    if sys.argv[1:2] == ["--dump-json"]:
+        print(json.dumps({"executable": name, "description": "plays", "categories": ["Image preprocessing"],
+                          "steps": ["preprocessing/optimization"], "input_file_grp_cardinality": 1, "output_file_grp_cardinality": 1, "parameters": {}}))
+        return
+    if sys.argv[1:2] != ["worker"]:
+        sys.exit(2)
+    options = argparse.ArgumentParser()
+    options.add_argument("--database", required=True)
+    options.add_argument("--queue", required=True)
+    given = options.parse_args(sys.argv[2:])
+    logs = pathlib.Path(os.environ["OCRD_NETWORK_LOGS_ROOT_DIR"])
+    logs.mkdir(parents=True, exist_ok=True)
+    consumer = AmqpConsumer(given.queue, name)
+    (logs / f"{name}.{os.getpid()}.json").write_text(json.dumps({"database": given.database, "queue": given.queue, "environ": dict(os.environ), "cwd": os.getcwd()}))
+    print(f"{name}: consuming", flush=True)
+    for _, tag in consumer.deliveries():
+        consumer.ack(tag)
+
+
+if __name__ == "__main__":
+    main()
