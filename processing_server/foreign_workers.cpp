@@ -64,6 +64,7 @@ std::string last_error(std::string const& file) {
 
 struct ForeignWorkers::Place {
     std::string slot, processor, host;
+    std::string internal_url; // how it reaches the server; empty: as all do
     std::unique_ptr<queue::Publisher> publisher;
     JobId job;           // empty: free
     bool usable = false; // a Worker consumes, as far as is known
@@ -98,6 +99,10 @@ ForeignWorkers::~ForeignWorkers() {
     *alive_ = false;
 }
 
+std::string const& ForeignWorkers::url_for(Place const* place) const {
+    return place == nullptr || place->internal_url.empty() ? internal_url_ : place->internal_url;
+}
+
 Result<void> ForeignWorkers::start(std::string const& own_url) {
     internal_url_ = settings_.internal_url.empty() ? own_url : settings_.internal_url;
     while (internal_url_.ends_with('/')) internal_url_.pop_back();
@@ -123,6 +128,8 @@ Result<void> ForeignWorkers::start(std::string const& own_url) {
         place->slot = one.slot;
         place->processor = one.processor;
         place->host = one.slot.substr(0, one.slot.find('/'));
+        place->internal_url = one.internal_url;
+        while (place->internal_url.ends_with('/')) place->internal_url.pop_back();
         place->publisher = connect(*url, place.get());
         places_.push_back(std::move(place));
     }
@@ -552,7 +559,7 @@ awaitable<void> ForeignWorkers::give(std::shared_ptr<Workspace> workspace, std::
         row.state = JobState::Queued;
         row.path_to_mets = std::move(path);
         row.page_id = work.page_id.empty() ? std::nullopt : std::optional(work.page_id);
-        row.internal_callback_url = internal_url_ + "/result_callback";
+        row.internal_callback_url = url_for(work.given.place) + "/result_callback";
         rows.push_back(std::move(row));
     }
     auto put = co_await documents_.put_jobs(rows);
@@ -591,7 +598,7 @@ awaitable<void> ForeignWorkers::give(std::shared_ptr<Workspace> workspace, std::
         out_[id].since = Clock::now();
         queue::Message message{
             .queue = work.job.target.name,
-            .body = foreign_message(work.job, path_of_mets(work.job), work.page_id, internal_url_, now_millis()),
+            .body = foreign_message(work.job, path_of_mets(work.job), work.page_id, url_for(work.given.place), now_millis()),
             .persistent = false,
             .exchange = topology_.exchange};
         if (work.given.place == nullptr) {

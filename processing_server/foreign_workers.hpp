@@ -66,6 +66,7 @@ public:
 private:
     struct Place;
     struct Lane;
+    std::string const& url_for(Place const* place) const;
     using Clock = std::chrono::steady_clock;
     struct Out {
         Place* place = nullptr;    // null: the common vhost

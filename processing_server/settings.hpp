@@ -55,8 +55,7 @@ struct Settings {
     std::string internal_url;                 // how foreign Workers reach the server, http://, no slash at the end; "": its own URL
     bool use_tcp_mets = false;                // foreign Workers get the /tcp_mets URL instead of a socket path
     std::vector<ForeignWorkerSettings> foreign_workers;
-    bool ocrd_durable_exchange =
-        false; // how OCR-D's exchange and queues are declared where they are missing: OCR-D 3.12.1 has
+    bool ocrd_durable_exchange = false;       // how OCR-D's exchange and queues are declared where they are missing: OCR-D 3.12.1 has
     bool ocrd_durable_queues = false; // neither durable; what exists is taken as it is
 
     std::filesystem::path state;              // STATE; not in the file
