@@ -161,7 +161,9 @@ public:
         options.queues = {queue_};
         options.prefetch = 1;
         consumer_ = std::make_unique<queue::Consumer>(io_.get_executor(), url_, options, [this](queue::Delivery delivery) {
-            asio::co_spawn(io_, work(std::move(delivery)), asio::detached);
+            asio::co_spawn(io_, work(std::move(delivery)), [](std::exception_ptr problem) {
+                if (problem) std::rethrow_exception(problem);
+            });
         });
         thread_ = std::jthread([this] { io_.run(); });
     }
@@ -197,7 +199,8 @@ public:
                 auto content = "<page of='" + page.files.at(0).id + "'/>";
                 file.size = content.size();
                 auto path = std::filesystem::path(task.workspace) / result.staging / file.path;
-                std::filesystem::create_directories(path.parent_path());
+                // As Workers do: the server may remove an empty folder at the same moment.
+                if (auto made = make_folder(path.parent_path()); !made) throw std::runtime_error(made.error().message());
                 std::ofstream(path) << content;
                 outcome.files.push_back(file);
             }
