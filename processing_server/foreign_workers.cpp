@@ -236,6 +236,13 @@ awaitable<std::vector<std::string>> ForeignWorkers::processors(std::vector<std::
     co_return std::vector<std::string>(found.begin(), found.end());
 }
 
+std::vector<std::string> ForeignWorkers::present() const {
+    auto names = configured();
+    for (auto const& [processor, lane] : lanes_)
+        if (lane->consumers > 0) names.push_back(processor);
+    return names;
+}
+
 Json ForeignWorkers::status() const {
     Json list = Json::array();
     for (auto const& place : places_) {
@@ -291,13 +298,18 @@ void ForeignWorkers::reported(HostReport const& report) {
     }
 }
 
+void ForeignWorkers::away(std::string const& host) {
+    for (auto& place : places_)
+        if (place->host == host) place->reported = false;
+}
+
 void ForeignWorkers::linked(Place* place, queue::LinkEvent const& event) {
     if (stopping_) return;
     if (!event.up) {
         log_.warn("broker.lost", kv(field::kSlot, place == nullptr ? "" : place->slot),
                   kv(field::kError, event.error.message()));
         for (auto& [id, given] : out_)
-            if (given.place == place) given.lost_link = true;
+            if (given.place == place) given.lost_link = given.innocent = true;
         if (place != nullptr)
             place->usable = false;
         else
@@ -667,6 +679,8 @@ awaitable<void> ForeignWorkers::tick() {
         // taken for it.
         for (auto const& place : places_)
             if (!place->job.empty() && !place->reported) tasks_.spawn("doubt", doubt(*place));
+        for (auto& [processor, lane] : lanes_)
+            if (!lane->jobs.empty()) tasks_.spawn("guard", guard(*lane));
         if (now - compared < kCompare) continue;
         compared = now;
         std::set<Lane*> doubtful;
@@ -700,6 +714,7 @@ awaitable<void> ForeignWorkers::read_rows() {
         if (ids.empty()) continue;
         auto rows = co_await documents_.jobs(ids);
         if (!rows) {
+            for (auto& [id, given] : out_) given.innocent = true;
             if (trouble_ != rows.error().message())
                 log_.warn("rows.unreadable", kv(field::kError, rows.error().message()));
             trouble_ = rows.error().message();
@@ -722,6 +737,14 @@ void ForeignWorkers::seen(store::OcrdJobRow const& row) {
     if (!row.log_file.empty() && std::filesystem::path(row.log_file).filename() == row.id.str() + ".log")
         job.log_file = row.log_file;
     if (row.state == JobState::Running) {
+        auto& given = out_[row.id];
+        // Begun anew: its Worker died, the broker gave it to the next one.
+        if (given.place == nullptr && given.begun != 0 && given.begun != row.started) {
+            if (!given.requeued && !given.innocent) ++job.engine_deaths;
+            given.requeued = false;
+        }
+        if (given.requeued) return; // what the dead one wrote
+        given.begun = row.started;
         if (entry->phase == Phase::Published && !entry->running) book_.set_running(*entry, true, job.slot.str());
         return;
     }
@@ -793,6 +816,7 @@ awaitable<std::optional<store::OcrdJobRow>> ForeignWorkers::row_of(JobId id) {
             if (rows->empty()) co_return std::nullopt;
             co_return std::move(rows->front());
         }
+        for (auto& [given_id, given] : out_) given.innocent = true;
         if (!co_await pause(1000ms)) break;
     }
     co_return std::nullopt;
@@ -848,7 +872,7 @@ awaitable<void> ForeignWorkers::doubt(Place& place) {
         if (running && !gone) break;
         if (state->consumers == 0) place.usable = false;
         if (gone && (running || *purged == 0) && !(lost_link && !running)) {
-            co_await died(place, id, (place.blame || !place.reported) && !lost_link);
+            co_await died(id, place.slot, (place.blame || !place.reported) && !out_[id].innocent);
         } else {
             log_.info("job.published-again", kv(field::kJob, id.str()), kv(field::kSlot, place.slot));
             publish_again(id);
@@ -858,11 +882,11 @@ awaitable<void> ForeignWorkers::doubt(Place& place) {
     book_.wake().notify_all();
 }
 
-awaitable<void> ForeignWorkers::died(Place& place, JobId id, bool counts) {
+awaitable<void> ForeignWorkers::died(JobId id, std::string who, bool counts) {
     auto* entry = out(id);
     if (entry == nullptr) co_return;
     auto deaths = entry->job.engine_deaths + (counts ? 1 : 0);
-    log_.warn("worker.died", kv(field::kJob, id.str()), kv(field::kSlot, place.slot), kv(field::kCount, deaths));
+    log_.warn("worker.died", kv(field::kJob, id.str()), kv(field::kSlot, who), kv(field::kCount, deaths));
     if (deaths >= kMaxEngineDeaths) {
         entry->job.engine_deaths = deaths;
         entry->job.quarantined = true;
@@ -872,7 +896,7 @@ awaitable<void> ForeignWorkers::died(Place& place, JobId id, bool counts) {
         std::vector<Ending> endings{
             Ending{id, JobState::Failed,
                    fmt::format("quarantined: {} Workers ended while they worked on this Job, the last one was {}",
-                               deaths, place.slot)}};
+                               deaths, who)}};
         co_await book_.end(std::move(endings), {});
         co_return;
     }
@@ -946,6 +970,58 @@ awaitable<void> ForeignWorkers::doubt(Lane& lane) {
         }
     }
     lane.doubting = false;
+}
+
+// A Job that is in the queue although a Worker began with it: that one has died. The second time the next Worker is
+// spared.
+awaitable<void> ForeignWorkers::guard(Lane& lane) {
+    if (lane.doubting) co_return;
+    struct Found {
+        std::map<JobId, bool> running; // true: once more is too often
+        std::set<JobId> back, poison;
+    };
+    auto found = std::make_shared<Found>();
+    std::size_t waiting = 0;
+    for (auto const& id : lane.jobs) {
+        auto* entry = out(id);
+        if (entry == nullptr || !entry->running) {
+            ++waiting;
+            continue;
+        }
+        auto const& given = out_[id];
+        found->running[id] = !given.requeued && !given.innocent && entry->job.engine_deaths + 1 >= kMaxEngineDeaths;
+    }
+    if (found->running.empty()) co_return;
+    lane.doubting = true;
+    auto look = [found, waiting, name = lane.processor](queue::Session& session) -> Result<void> {
+        auto state = session.state(name);
+        if (!state) return std::unexpected(state.error());
+        if (state->messages == 0 || (state->messages <= waiting && state->consumers > 0)) return {};
+        auto note = [&](queue::Delivery const& delivery) {
+            if (!delivery.redelivered) return false;
+            auto message = parse_json(delivery.body);
+            if (!message || !message->is_object()) return false;
+            auto one = found->running.find(JobId(message->value("job_id", "")));
+            if (one == found->running.end()) return false;
+            (one->second ? found->poison : found->back).insert(one->first);
+            return one->second;
+        };
+        auto sifted = session.sift(name, note);
+        return sifted ? Result<void>() : fail(sifted.error());
+    };
+    auto looked = co_await common_->with_session(std::move(look), kBroker);
+    lane.doubting = false;
+    if (!looked) co_return;
+    for (auto const& id : found->back) {
+        auto* entry = out(id);
+        if (entry == nullptr || out_[id].requeued) continue;
+        out_[id].requeued = true;
+        if (!out_[id].innocent) ++entry->job.engine_deaths;
+        log_.warn("worker.died", kv(field::kJob, id.str()), kv(field::kQueue, lane.processor),
+                  kv(field::kCount, entry->job.engine_deaths));
+        book_.set_running(*entry, false, "");
+    }
+    for (auto const& id : found->poison) co_await died(id, lane.processor + " on the common vhost", true);
 }
 
 awaitable<bool> ForeignWorkers::take_back(JobId id) {

@@ -42,10 +42,14 @@ public:
     /// Those of `candidates` that knows() knows, and the configured ones.
     awaitable<std::vector<std::string>> processors(std::vector<std::string> candidates);
     std::vector<std::string> configured() const;
+    /// The configured ones, and those that had Workers on the common vhost when it was looked at last.
+    std::vector<std::string> present() const;
 
     /// A Worker says that this Job has ended.
     void called_back(JobId const& id);
     void reported(HostReport const& report);
+    /// Its agent does not report any more.
+    void away(std::string const& host);
     /// Takes a published Job out of the queue again; false: a Worker has it.
     awaitable<bool> take_back(JobId id);
     /// For JobBook::on_end.
@@ -74,6 +78,9 @@ private:
         bool mirrored = false;     // the Worker's row is of this attempt
         bool over_restart = false; // it was given before this server started
         bool lost_link = false;    // the broker was away since: what it held is gone
+        bool innocent = false;     // the broker or MongoDB was away since: a Worker that ended did so for that
+        bool requeued = false;     // the common vhost: its Worker died, it waits in the queue again
+        Millis begun = 0;          // the common vhost: start_time in its row
         int missing = 0;           // how often it was neither in the queue nor with a Worker
         Clock::time_point since = Clock::now();
     };
@@ -103,7 +110,8 @@ private:
 
     awaitable<void> doubt(Place& place);
     awaitable<void> doubt(Lane& lane);
-    awaitable<void> died(Place& place, JobId id, bool counts);
+    awaitable<void> guard(Lane& lane);
+    awaitable<void> died(JobId id, std::string who, bool counts);
     awaitable<void> another_attempt(JobId id, int deaths);
     void linked(Place* place, queue::LinkEvent const& event);
 

@@ -94,6 +94,16 @@ Json with_state(Job const& job) { return job_output(job); }
 
 } // namespace
 
+std::vector<std::string> processors_of(RouteContext const& c) {
+    auto names = c.dispatcher.processors();
+    if (c.foreign != nullptr)
+        for (auto& name : c.foreign->present()) names.push_back(std::move(name));
+    std::ranges::sort(names);
+    auto [first, last] = std::ranges::unique(names);
+    names.erase(first, last);
+    return names;
+}
+
 Json status_document(RouteContext const& c) {
     Json hosts = Json::array();
     for (auto const& [name, host] : c.agents.hosts()) {
@@ -109,7 +119,7 @@ Json status_document(RouteContext const& c) {
                   {"name", c.settings.name},
                   {"address", c.url},
                   {"hosts", std::move(hosts)},
-                  {"processors", c.dispatcher.processors()},
+                  {"processors", processors_of(c)},
                   {"jobs", std::move(jobs)},
                   {"open", c.book.size()},
                   {"intake", c.jobs.intake_closed() ? "closed" : "open"},

@@ -110,6 +110,9 @@ awaitable<Result<void>> ProcessingServer::Parts::start() {
     agents.on_change = [this] {
         ++version;
         dispatcher->set_ready(agents.ready());
+        if (foreign)
+            for (auto const& [name, host] : agents.hosts())
+                if (!host.connected) foreign->away(name);
     };
     agents.wanted = [this](JobId const& id) { return book->known_state(id) != JobState::Cancelled; };
 

@@ -2,6 +2,8 @@
 // unmodified `ocrd-x worker` does (network protocol 3.5 and 4.3), played by the test.
 #pragma once
 
+#include "lib/model/unit.hpp"
+#include "lib/net/websocket.hpp"
 #include "tests/service/processing_server/harness.hpp"
 #include "tests/support/mongo_server.hpp"
 
@@ -227,6 +229,48 @@ private:
     std::atomic<int> runs_ = 0;
     mutable std::mutex mutex_;
     std::vector<Json> messages_;
+    std::jthread thread_;
+};
+
+/// The agent of host "h": reports what it is told to.
+class PlayedAgent {
+public:
+    explicit PlayedAgent(int port) {
+        thread_ = std::jthread([this, port] {
+            asio::co_spawn(io_, session(port), asio::detached);
+            io_.run();
+        });
+    }
+    ~PlayedAgent() {
+        asio::post(io_, [this] {
+            if (socket_) socket_->close();
+        });
+        thread_.join();
+    }
+    bool connected() const { return connected_; }
+    void report(std::string const& slot, UnitState state, int pid, int restarts) {
+        HostReport report;
+        report.deployment = "d-1";
+        report.host = "h";
+        report.units.push_back(UnitReport{
+            .entry = slot, .kind = UnitKind::ForeignWorker, .state = state, .pid = pid, .restarts = restarts});
+        asio::post(io_, [this, text = dump(Json{{"op", "report"}, {"report", report}})] { socket_->post(text); });
+    }
+
+private:
+    awaitable<void> session(int port) {
+        net::Headers headers{{"Authorization", "Bearer secret-token"}};
+        auto socket = co_await net::websocket_connect(fmt::format("http://127.0.0.1:{}/v1/agents/connect?host=h", port),
+                                                      headers, 5s);
+        if (!socket) co_return;
+        socket_ = *socket;
+        connected_ = true;
+        while (co_await socket_->read()) {
+        }
+    }
+    asio::io_context io_;
+    std::shared_ptr<net::WebSocket> socket_;
+    std::atomic<bool> connected_ = false;
     std::jthread thread_;
 };
 

@@ -191,6 +191,56 @@ TEST_F(ForeignRecoveryTest, AJobThatKilledTwoWorkersIsQuarantinedAndTheThirdLive
     EXPECT_EQ(third->runs(), 1) << "it never saw the other";
 }
 
+TEST_F(ForeignRecoveryTest, WhatAnAgentTellsCountsAtOnceAndAPlannedStopIsNoDeath) {
+    supervise("ocrd-dummy", 1);
+    settings_["token_file"] = "secrets/join-token";
+    start();
+    PlayedAgent agent(port_);
+    ASSERT_TRUE(eventually([&] { return agent.connected(); }));
+    auto const* slot = "h/g/shard-0/rep-0";
+    auto job = dummy();
+    int restarts = 0;
+    for (auto const& ending : {UnitState::Stopped, UnitState::BackOff, UnitState::BackOff}) {
+        auto played = supervised(0, {}, dies);
+        auto attempt = shown(job).value("attempt", 0);
+        agent.report(slot, UnitState::Ready, 100 + restarts, restarts);
+        ASSERT_TRUE(eventually([&] { return played->exited(); }));
+        EXPECT_EQ(shown(job).value("attempt", 0), attempt);
+        played.reset();
+        if (ending == UnitState::BackOff) ++restarts;
+        agent.report(slot, ending, 0, restarts);
+        ASSERT_TRUE(eventually([&] {
+            return shown(job).value("attempt", 0) == attempt + 1 || shown(job).value("state", "") == "FAILED";
+        })) << shown(job);
+        // OCR-D's Worker is not there again before what the dead one held has expired.
+        auto session = queue::Session::open(*queue::parse_broker_url(vhost_url(name_ + "-w0")), "look");
+        ASSERT_TRUE(session);
+        ASSERT_TRUE(eventually([&] { return session->count("ocrd-dummy").value_or(9) == 0; }));
+    }
+    EXPECT_EQ(shown(job).value("quarantined", false), true) << shown(job);
+    EXPECT_EQ(shown(job).value("attempt", 0), 3);
+    EXPECT_EQ(parse_json(server_->get("/v1/status").body)->at("processors"),
+              (Json{"ocrd-dummy", "ocrd-ocrctl-binarize", "ocrd-ocrctl-dummy"}));
+}
+
+TEST_F(ForeignRecoveryTest, OnTheCommonVhostAJobThatKilledTwoWorkersIsTakenOutOfTheQueue) {
+    start();
+    auto poison = std::string();
+    for (int i = 0; i < 2; ++i) {
+        auto played = ocrd_worker("ocrd-dummy", {}, {}, dies);
+        if (i == 0) poison = dummy("POISON");
+        ASSERT_TRUE(eventually([&] { return played->exited(); })) << i;
+        played.reset();
+        if (i == 0)
+            ASSERT_TRUE(eventually([&] { return server_->log_text().find("worker.died") != std::string::npos; }));
+    }
+    ASSERT_TRUE(reaches(poison, "FAILED"));
+    EXPECT_EQ(shown(poison).value("quarantined", false), true);
+    auto third = ocrd_worker();
+    ASSERT_TRUE(reaches(dummy("GOOD"), "SUCCESS"));
+    EXPECT_EQ(third->runs(), 1);
+}
+
 TEST_F(ForeignRecoveryTest, AMessageThatAWorkerRefusesBeforeItBeginsIsPoisonToo) {
     supervise("ocrd-dummy", 1);
     start();
