@@ -120,6 +120,12 @@ Json settings_of(config::Deployment const& config, Facts const& facts, Plan cons
             auto& entry = processors[group.processor];
             if (entry.is_null()) entry = Json{{"kind", config::wire(group.kind)}, {"count", 0}};
             entry["count"] = entry["count"].get<int>() + group.count;
+            // How the server asks a program of this machine what it is (--dump-json).
+            if (host.connection == config::Connection::Local && !config::is_builtin_processor(group.processor) && !entry.contains("here")) {
+                auto env = host.env;
+                for (auto const& [key, value] : group.env) env[key] = value;
+                entry.update(Json{{"here", true}, {"executable", group.executable}, {"env", env}});
+            }
         }
     }
     auto strings = [](std::vector<fs::path> const& paths) {

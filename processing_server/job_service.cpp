@@ -6,7 +6,6 @@
 #include "lib/log/fields.hpp"
 #include "lib/mets/mets.hpp"
 #include "lib/parameters/parameters.hpp"
-#include "lib/tools/catalogue.hpp"
 
 #include <algorithm>
 #include <openssl/evp.h>
@@ -201,37 +200,16 @@ Json workflow_output(Workflow const& workflow) {
 }
 
 JobService::JobService(Settings const& settings, store::Store& store, JobBook& book, Workspaces& workspaces,
-                       Dispatcher& dispatcher, ForeignWorkers* foreign)
+                       Dispatcher& dispatcher, ForeignWorkers* foreign, ToolCatalogue& tools)
     : settings_(settings), store_(store), book_(book), workspaces_(workspaces), dispatcher_(dispatcher),
-      foreign_(foreign), log_("jobs") {}
-
-Result<void> JobService::load_tools() {
-    auto files = settings_.tools;
-    if (auto own = settings_.state / "tools.json"; std::filesystem::exists(own)) files.push_back(own);
-    for (auto const& [name, tool] : tools::builtin_tools().items()) tools_[name] = tool;
-    for (auto const& file : files) {
-        auto text = read_file(file);
-        if (!text) return fail(text.error().during("read the tool catalogue"));
-        auto json = parse_json(*text);
-        if (!json || !json->is_object()) return fail(ErrorKind::Invalid, "the tool catalogue {} is no JSON object{}", file.native(), json ? "" : ": " + json.error().message());
-        auto const& entries = json->contains("tools") && (*json)["tools"].is_object() ? (*json)["tools"] : *json;
-        for (auto const& [name, tool] : entries.items())
-            if (tool.is_object()) tools_[name] = tool;
-    }
-    return {};
-}
-
-Json const* JobService::tool(std::string const& processor) const {
-    auto found = tools_.find(processor);
-    return found == tools_.end() ? nullptr : &found->second;
-}
+      foreign_(foreign), log_("jobs"), tools_(tools) {}
 
 awaitable<std::vector<std::string>> JobService::processors() {
     auto names = dispatcher_.processors();
     if (foreign_ == nullptr) co_return names;
     std::set<std::string> all(names.begin(), names.end());
     std::vector<std::string> candidates; // what is in no catalogue cannot be run either
-    for (auto const& [name, tool] : tools_)
+    for (auto const& name : tools_.names())
         if (!all.contains(name)) candidates.push_back(name);
     auto foreign = co_await foreign_->processors(std::move(candidates));
     all.insert(foreign.begin(), foreign.end());
@@ -289,7 +267,7 @@ Answer<JobService::Place> JobService::locate(std::string const& path_to_mets) {
 std::optional<Refusal> JobService::check_parameters(std::string const& processor, Json const& parameters) {
     auto key = processor + '\n' + dump(parameters);
     if (checked_.contains(key)) return std::nullopt;
-    auto good = parameters::check_parameters(tools_.at(processor), parameters);
+    auto good = parameters::check_parameters(*tools_.find(processor), parameters);
     if (!good) return Refusal{400, fmt::format("invalid parameters for {}: {}", processor, good.error().message()), false};
     if (checked_.size() > 10'000) checked_.clear();
     checked_.insert(std::move(key));
@@ -336,7 +314,8 @@ awaitable<Answer<Job>> JobService::submit(std::string processor, Json body) {
     }
     job.foreign = runs == Runs::Foreign;
     if (job_id && !job_id->empty()) co_return refuse(422, "job_id must not be set by the client");
-    if (tool(processor) == nullptr) co_return refuse(404, fmt::format("{} is not in the tool catalogue", processor));
+    auto const* tool = co_await tools_.find_or_ask(processor);
+    if (tool == nullptr) co_return refuse(404, fmt::format("{} is not in the tool catalogue", processor));
     if (path_to_mets.has_value() == workspace_id.has_value())
         co_return refuse(422, "exactly one of path_to_mets and workspace_id must be given");
     if (auto refusal = check_parameters(processor, job.parameters)) co_return std::unexpected(std::move(*refusal));
@@ -518,7 +497,8 @@ awaitable<Answer<Workflow>> JobService::run(WorkflowRequest request) {
     if (!unknown.empty()) co_return refuse(406, fmt::format("no Worker of this deployment runs {}", join(unknown, ", ")));
     if (!looked->selector.empty()) co_return refuse(422, fmt::format("page_id {}: {}", request.page_id, looked->selector));
     for (auto const& task : tasks) {
-        if (tool(task.processor) == nullptr) co_return refuse(404, fmt::format("{} is not in the tool catalogue", task.processor));
+        auto const* tool = co_await tools_.find_or_ask(task.processor);
+        if (tool == nullptr) co_return refuse(404, fmt::format("{} is not in the tool catalogue", task.processor));
         if (auto refusal = check_parameters(task.processor, task.parameters)) co_return std::unexpected(std::move(*refusal));
         Job asked;
         asked.target.name = task.processor;

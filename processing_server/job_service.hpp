@@ -6,6 +6,7 @@
 #include "processing_server/foreign_workers.hpp"
 #include "processing_server/job_book.hpp"
 #include "processing_server/settings.hpp"
+#include "processing_server/tool_catalogue.hpp"
 #include "processing_server/workflow_script.hpp"
 #include "processing_server/workspaces.hpp"
 
@@ -41,11 +42,8 @@ class JobService {
 public:
     /// `foreign` may be null: then there are only managed Workers.
     JobService(Settings const& settings, store::Store& store, JobBook& book, Workspaces& workspaces,
-               Dispatcher& dispatcher, ForeignWorkers* foreign);
+               Dispatcher& dispatcher, ForeignWorkers* foreign, ToolCatalogue& tools);
 
-    /// Reads the tool catalogues. Invalid: one of them is broken.
-    Result<void> load_tools();
-    Json const* tool(std::string const& processor) const;
     /// Those that somebody runs, now or by configuration.
     awaitable<std::vector<std::string>> processors();
 
@@ -88,7 +86,7 @@ private:
     Dispatcher& dispatcher_;
     ForeignWorkers* foreign_;
     log::Logger log_;
-    std::map<std::string, Json> tools_;
+    ToolCatalogue& tools_;
     std::unordered_map<std::string, Place> places_;          // path as submitted -> where that is; for seconds
     std::unordered_set<std::string> checked_;                // parameters that were found good
     bool intake_closed_ = false;

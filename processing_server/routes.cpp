@@ -189,10 +189,11 @@ void add_routes(net::Router& router, RouteContext context) {
         auto names = co_await shared->jobs.processors();
         co_return Response::json(200, Json(std::move(names)));
     });
-    simple("GET", "/processor/info/{processor_name}", [shared](Request const& request) {
-        auto const* tool = shared->jobs.tool(request.param("processor_name"));
-        if (tool == nullptr) return Response::error(404, fmt::format("{} is not in the tool catalogue", request.param("processor_name")));
-        return Response::json(200, *tool);
+    add("GET", "/processor/info/{processor_name}", [shared](Request request) -> awaitable<Response> {
+        auto name = request.param("processor_name");
+        auto const* tool = co_await shared->tools.find_or_ask(name);
+        if (tool == nullptr) co_return Response::error(404, fmt::format("{} is not in the tool catalogue", name));
+        co_return Response::json(200, *tool);
     });
 
     add("POST", "/processor/run/{processor_name}", [shared](Request request) -> awaitable<Response> {

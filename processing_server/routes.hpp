@@ -15,6 +15,7 @@ namespace ocrctl::server {
 struct RouteContext {
     Settings const& settings;
     JobService& jobs;
+    ToolCatalogue& tools;
     JobBook& book;
     Dispatcher& dispatcher;
     Results& results;

@@ -37,7 +37,7 @@ void remove_staging_of(std::filesystem::path const& workspace, std::vector<std::
 // In the order of dependence: destruction runs backwards.
 struct ProcessingServer::Parts {
     Parts(asio::io_context& context, Settings s, Converger* c)
-        : io(context.get_executor()), settings(std::move(s)), converger(c), pool(4), tasks(io, "server"), workspaces(io, pool),
+        : io(context.get_executor()), settings(std::move(s)), converger(c), pool(4), tasks(io, "server"), tools(settings, io, pool), workspaces(io, pool),
           agents(io, settings, c), status_changed(io) {}
     ~Parts() {
         if (store) store->close();
@@ -65,6 +65,7 @@ struct ProcessingServer::Parts {
     TaskGroup tasks;
     std::unique_ptr<store::Store> store;         // the truth about Jobs
     std::unique_ptr<store::OcrdDocuments> documents; // OCR-D's collections; null unless the Store is in MongoDB
+    ToolCatalogue tools;                         // what Processors are
     Workspaces workspaces;                       // METS files in memory
     std::unique_ptr<MetsApi> mets_api;           // what OCR-D's Workers ask of them
     std::unique_ptr<JobBook> book;               // open Jobs
@@ -101,8 +102,8 @@ awaitable<Result<void>> ProcessingServer::Parts::start() {
     if (documents)
         foreign = std::make_unique<ForeignWorkers>(io, pool, settings, *store, *book, workspaces, *mets_api, *documents,
                                                    *broker);
-    jobs = std::make_unique<JobService>(settings, *store, *book, workspaces, *dispatcher, foreign.get());
-    if (auto loaded = jobs->load_tools(); !loaded) co_return loaded;
+    jobs = std::make_unique<JobService>(settings, *store, *book, workspaces, *dispatcher, foreign.get(), tools);
+    if (auto loaded = tools.load(); !loaded) co_return loaded;
     if (agents.closing()) jobs->close_intake();
 
     book->on_end = [this](Job const& job) { job_ended(job); };
@@ -119,7 +120,7 @@ awaitable<Result<void>> ProcessingServer::Parts::start() {
     // The port is taken first: what is in use is said before anything is done. Until the Jobs are in memory it answers 503.
     net::ServerOptions options;
     options.max_body = settings.max_body;
-    add_routes(router, RouteContext{settings, *jobs, *book, *dispatcher, *results, foreign.get(), agents, *callbacks,
+    add_routes(router, RouteContext{settings, *jobs, tools, *book, *dispatcher, *results, foreign.get(), agents, *callbacks,
                                     converger, pool, url, started, status_changed, version});
     mets_api->add_routes(router);
     http = std::make_unique<net::HttpServer>(io, router, options);
@@ -284,6 +285,7 @@ awaitable<void> ProcessingServer::Parts::stop(std::chrono::milliseconds limit) {
     if (results) co_await results->stop(limit);
     if (book) book->stop();
     if (callbacks) co_await callbacks->stop();
+    co_await tools.stop();
     if (dispatcher) co_await dispatcher->stop();
     tasks.cancel();
     co_await tasks.join();

@@ -30,7 +30,8 @@ Result<Settings> read_settings(std::filesystem::path const& state) {
         else if (existing != "skip") return fail(ErrorKind::Invalid, "{}: existing_output is \"{}\", not skip, overwrite or abort", file.native(), existing);
         s.consumer_timeout_s = json.value("consumer_timeout_s", s.consumer_timeout_s);
         for (auto const& [name, entry] : json.value("processors", Json::object()).items())
-            s.processors[name] = ProcessorSettings{entry.value("kind", "managed"), entry.value("count", 1)};
+            s.processors[name] = ProcessorSettings{entry.value("kind", "managed"), entry.value("count", 1), entry.value("here", false), entry.value("executable", ""),
+                                                   entry.value("env", std::map<std::string, std::string>())};
         s.log_level = json.value("log_level", s.log_level);
         s.max_body = json.value("max_body", s.max_body);
         s.mongo_file = below(json.value("mongo_file", ""));

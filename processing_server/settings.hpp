@@ -16,6 +16,9 @@ namespace ocrctl::server {
 struct ProcessorSettings {
     std::string kind = "managed"; // managed | foreign
     int count = 1;
+    bool here = false;                      // some are on this machine, so its program can be asked what it is:
+    std::string executable;                 // "" = the Processor's name, looked up in PATH
+    std::map<std::string, std::string> env; // of those Workers
 };
 
 /// A supervised foreign Worker: which vhost is its own, so that it is known which Job it holds (docs/contracts.md, "Foreign Workers").

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import harness
 from harness import E2eTest, copy_sample_workspace, eventually, groups_of, local_host
@@ -64,6 +65,33 @@ class ClientTest(E2eTest):
         status, page = self.d.request("GET", "/docs")
         self.assertEqual(status, 200)
         self.assertIn("/workflow/job-simple/{workflow_job_id}", page)
+
+
+class ToolCatalogueTest(E2eTest):
+    def test_a_program_on_the_machine_is_asked_what_it_is_and_not_again(self):
+        asked = self.folder / "asked"
+        program = self.folder / "bin" / "ocrd-fake"
+        program.parent.mkdir()
+        tool = {"executable": "ocrd-fake", "description": "none", "steps": ["x"], "categories": ["y"], "input_file_grp_cardinality": 1,
+                "output_file_grp_cardinality": 1, "parameters": {"depth": {"type": "number", "description": "how deep", "required": True}}}
+        program.write_text(f"#!/bin/sh\n[ \"$1\" = --dump-json ] || exit 1\necho once >> {asked}\necho INFO a line before\ncat <<'END'\n{json.dumps(tool)}\nEND\n")
+        program.chmod(0o755)
+        d = self.deployment([f"  - name: here\n    connection: local\n    env: {{PATH: '{program.parent}:{os.environ['PATH']}'}}\n    workers:\n"
+                             "      - {name: ocrd-fake, kind: managed}\n"])
+        d.deploy()
+        self.assertEqual(d.request("GET", "/processor/info/ocrd-fake"), (200, tool))
+        self.assertEqual(d.request("GET", "/processor/info/ocrd-other")[0], 404)
+        mets = copy_sample_workspace(self.folder)
+        for _ in range(2):  # required stays required
+            status, answer = d.request("POST", "/processor/run/ocrd-fake", {"path_to_mets": str(mets), "input_file_grps": ["OCR-D-IMG"], "output_file_grps": ["F"]})
+            self.assertEqual((status, "'depth' is a required property" in answer["detail"]), (400, True), answer)
+        times = len(asked.read_text().splitlines())
+        self.assertLessEqual(times, 2)  # by the server, and by the Worker for itself
+        before = next(u["pid"] for u in d.units("server"))
+        os.kill(before, signal.SIGKILL)
+        eventually(lambda: any(u["pid"] != before and u["state"] == "ready" for u in d.units("server")), 30, d.logs)
+        self.assertEqual(d.request("GET", "/processor/info/ocrd-fake"), (200, tool))
+        self.assertEqual(len(asked.read_text().splitlines()), times)
 
 
 if __name__ == "__main__":
