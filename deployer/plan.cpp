@@ -149,7 +149,8 @@ Json settings_of(config::Deployment const& config, Facts const& facts, Plan cons
         {"token_file", (facts.state.secrets() / kAgentToken).string()},
         {"workspaces", strings(config.workspaces)},
         {"existing_output", config::wire(config.existing_output)},
-        {"consumer_timeout_s", plan.queue_kind == "external" ? config.process_queue.consumer_timeout.count() : kNativeConsumerTimeout.count()},
+        {"consumer_timeout_s", plan.queue_kind == "external" ? config.process_queue.consumer_timeout.count()
+                                                             : kNativeConsumerTimeout.count()},
         {"processors", processors},
         {"log_level", config.log_level},
         {"max_body", config.max_body},
@@ -158,6 +159,8 @@ Json settings_of(config::Deployment const& config, Facts const& facts, Plan cons
         {"internal_url", internal.empty() ? plan.internal : internal},
         {"use_tcp_mets", config.use_tcp_mets},
         {"foreign_workers", foreign},
+        {"ocrd_durable_exchange", config.process_queue.durable_exchange},
+        {"ocrd_durable_queues", config.process_queue.durable_queues},
     };
 }
 

@@ -25,7 +25,17 @@ constexpr std::array kTopKeys = {"name"sv,        "listen"sv,         "internal_
                                  "existing_output"sv, "max_body"sv,   "process_queue"sv,         "database"sv,     "hosts"sv};
 constexpr std::array kListenKeys = {"address"sv, "port"sv};
 constexpr std::array kAuthKeys = {"tokens"sv};
-constexpr std::array kQueueKeys = {"kind"sv, "address"sv, "port"sv, "credentials"sv, "ssh"sv, "skip_deployment"sv, "image"sv, "vhost"sv, "consumer_timeout"sv};
+constexpr std::array kQueueKeys = {"kind"sv,
+                                   "address"sv,
+                                   "port"sv,
+                                   "credentials"sv,
+                                   "ssh"sv,
+                                   "skip_deployment"sv,
+                                   "image"sv,
+                                   "vhost"sv,
+                                   "consumer_timeout"sv,
+                                   "durable_exchange"sv,
+                                   "durable_queues"sv};
 constexpr std::array kDatabaseKeys = {"kind"sv, "address"sv, "port"sv, "credentials"sv, "ssh"sv, "skip_deployment"sv, "image"sv};
 constexpr std::array kCredentialKeys = {"username"sv, "password"sv};
 constexpr std::array kSshKeys = {"username"sv, "password"sv, "path_to_privkey"sv, "ssh_agent"sv};
@@ -183,6 +193,8 @@ Service read_service(Section const& section, ServiceRole role) {
     if (queue) {
         c.vhost = section.text("vhost", c.vhost);
         c.consumer_timeout = section.duration("consumer_timeout", c.consumer_timeout);
+        c.durable_exchange = section.flag("durable_exchange", c.durable_exchange);
+        c.durable_queues = section.flag("durable_queues", c.durable_queues);
         if (section.has("consumer_timeout") && c.consumer_timeout.count() == 0) section.problem("consumer_timeout", "must be more than 0");
         if (c.kind != ServiceKind::External)
             for (auto key : {"vhost", "consumer_timeout"})

@@ -44,6 +44,7 @@ struct Service {
     std::string image;                       // docker only; "" = the Deployer's
     std::string vhost = "/";                 // process_queue only
     std::chrono::seconds consumer_timeout{1800}; // process_queue only: what an external broker enforces; a native one is set by us
+    bool durable_exchange = false, durable_queues = false; // process_queue only: how foreign Workers declare theirs
 };
 
 /// Workers reach broker and server through forwards inside the SSH connection, or by themselves.

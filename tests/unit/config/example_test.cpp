@@ -90,6 +90,8 @@ TEST(ConfigExample, SpellsOutTheDefaultsOfTheStructs) {
     EXPECT_EQ(all.max_body, bare.max_body);
     EXPECT_EQ(all.use_tcp_mets, bare.use_tcp_mets);
     EXPECT_EQ(all.process_queue.consumer_timeout, bare.process_queue.consumer_timeout);
+    EXPECT_EQ(all.process_queue.durable_exchange, bare.process_queue.durable_exchange);
+    EXPECT_EQ(all.process_queue.durable_queues, bare.process_queue.durable_queues);
     EXPECT_EQ(all.process_queue.vhost, bare.process_queue.vhost);
 }
 

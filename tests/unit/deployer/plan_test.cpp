@@ -170,6 +170,8 @@ TEST(PlanTest, TheServerIsToldOfMongoDbAndOfEachForeignWorker) {
     EXPECT_EQ(settings.at("mongo_file"), "/state/demo/secrets/mongo-url");
     EXPECT_EQ(settings.at("internal_url"), "http://127.0.0.1:8081");
     EXPECT_EQ(settings.at("use_tcp_mets"), false);
+    EXPECT_EQ(settings.at("ocrd_durable_exchange"), false);
+    EXPECT_EQ(settings.at("ocrd_durable_queues"), false);
     ASSERT_EQ(settings.at("foreign_workers").size(), 2u);
     EXPECT_EQ(settings.at("foreign_workers")[0].at("slot"), "here/ocrd-dummy-1/shard-0/rep-0");
     EXPECT_EQ(settings.at("foreign_workers")[0].at("processor"), "ocrd-dummy");
@@ -179,10 +181,13 @@ TEST(PlanTest, TheServerIsToldOfMongoDbAndOfEachForeignWorker) {
     auto before = unit(plan.hosts[0], "server")->env.at("OCRCTL_SETTINGS");
     config.internal_callback_url = "http://10.0.0.5:8000/";
     config.use_tcp_mets = true;
+    config.process_queue.durable_queues = true;
     plan = Plan::from(config, facts_of(config));
     EXPECT_EQ(plan.server_settings.at("internal_url"), "http://10.0.0.5:8000");
     EXPECT_EQ(plan.server_settings.at("foreign_workers")[0].at("internal_url"), "");
     EXPECT_EQ(plan.server_settings.at("use_tcp_mets"), true);
+    EXPECT_EQ(plan.server_settings.at("ocrd_durable_exchange"), false);
+    EXPECT_EQ(plan.server_settings.at("ocrd_durable_queues"), true);
     EXPECT_NE(unit(plan.hosts[0], "server")->env.at("OCRCTL_SETTINGS"), before) << "other settings restart the server";
 }
 
