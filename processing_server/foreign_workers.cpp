@@ -28,6 +28,7 @@ constexpr auto kFirstLook = 500ms; // after publishing: RUNNING is seen soon
 constexpr auto kTaken = 10s;       // after which a Job of a place should be RUNNING
 constexpr auto kQueueKnown = 5s;   // how long a queue that was seen counts as there
 constexpr auto kLookAgain = 1s;    // for a Worker, while Jobs wait for one
+constexpr auto kPutBack = 500ms;   // within which a broker notices that a Worker has died
 constexpr auto kBroker = 5s;       // limit of one question to the broker
 // A message in a Worker's own vhost that nobody has taken by then is gone, and so is one whose Worker died later: the
 // next Worker does not get it from the broker, it is given by us or not at all.
@@ -842,7 +843,7 @@ awaitable<void> ForeignWorkers::doubt(Place& place) {
                 return std::unexpected(found.error());
             return {};
         };
-        if (auto looked = co_await place.publisher->with_session(std::move(look), kBroker); !looked)
+        if (auto looked = co_await place.publisher->with_session(look, kBroker); !looked)
             break; // the next connection asks again
         auto row = co_await row_of(id);
         if (row) seen(*row);
@@ -853,6 +854,9 @@ awaitable<void> ForeignWorkers::doubt(Place& place) {
         auto gone = place.gone || (!place.reported && (lost_link ? state->consumers > 0 : state->consumers == 0));
         auto running = row && row->state == JobState::Running;
         if (!gone && (running || (!lost_link && Clock::now() - out_[id].since < kTaken))) break;
+        // An agent is quicker than the broker, which puts back what the dead one held when it removes its consumer.
+        for (auto until = Clock::now() + kPutBack; place.gone && state->consumers > 0 && Clock::now() < until;)
+            if (!co_await pause(20ms) || !co_await place.publisher->with_session(look, kBroker)) break;
         auto purged = std::make_shared<std::uint32_t>(0);
         auto purge = [purged, name = place.processor](queue::Session& session) -> Result<void> {
             auto count = session.purge(name);
