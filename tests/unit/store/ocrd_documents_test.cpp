@@ -227,6 +227,25 @@ TEST_F(OcrdDocumentsTest, WorkflowsAndScriptsAreAsOcrdHasThem) {
     EXPECT_EQ(script, (Json{{"workflow_id", "s1"}, {"content", "dummy -I A -O B"}, {"content_hash", "0123"}}));
 }
 
+TEST_F(OcrdDocumentsTest, KeysWithDotsAreKeptWhereTheServerTakesThem) {
+    auto job = submitted("j1");
+    job.parameters = Json{{"a.b", 1}};
+    auto done = run(io_, documents().put_jobs({job}));
+    if (mongo().kind() == "FerretDB") { // not all of MongoDB
+        ASSERT_FALSE(done);
+        EXPECT_EQ(done.error().kind(), ErrorKind::Invalid) << done.error().message();
+        EXPECT_NE(done.error().message().find("a.b"), std::string::npos) << done.error().message();
+    } else {
+        ASSERT_TRUE(done) << done.error().message();
+        EXPECT_EQ(only("DBProcessorJob")["parameters"], (Json{{"a.b", number(1)}}));
+    }
+    // Ours hold them everywhere.
+    Batch batch;
+    batch.put(job);
+    ASSERT_TRUE(run(io_, stores_.store->write(std::move(batch))));
+    EXPECT_EQ(run(io_, stores_.store->job(JobId("j1"))).value()->parameters, job.parameters);
+}
+
 TEST_F(OcrdDocumentsTest, RowsThatWereThereTwiceBeforeUsDoNotStopIt) {
     close();
     database_ = mongo().fresh_database();
