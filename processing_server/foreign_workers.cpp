@@ -213,6 +213,7 @@ awaitable<std::vector<std::string>> ForeignWorkers::processors(std::vector<std::
         else
             unknown.push_back(std::move(name));
     }
+    auto asked = false;
     if (!unknown.empty() && common_ && common_->connected()) {
         auto there = std::make_shared<std::vector<std::string>>();
         auto look = [there, unknown, topology = topology_](queue::Session& session) -> Result<void> {
@@ -227,6 +228,7 @@ awaitable<std::vector<std::string>> ForeignWorkers::processors(std::vector<std::
         };
         auto looked = co_await common_->with_session(std::move(look), kBroker);
         if (looked) {
+            asked = true;
             for (auto const& name : unknown) queues_.erase(name);
             for (auto const& name : *there) {
                 queues_[name] = Clock::now();
@@ -234,6 +236,9 @@ awaitable<std::vector<std::string>> ForeignWorkers::processors(std::vector<std::
             }
         }
     }
+    if (!asked) // while the broker is away, what was there counts: Jobs wait for it
+        for (auto const& name : unknown)
+            if (queues_.contains(name)) found.insert(name);
     co_return std::vector<std::string>(found.begin(), found.end());
 }
 

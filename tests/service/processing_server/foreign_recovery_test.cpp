@@ -285,13 +285,14 @@ TEST_F(ForeignRecoveryTest, ABrokerThatIsKilledLosesItsTransientQueuesAndNoJob) 
     for (auto const* group : {"A", "B", "C"}) jobs.push_back(dummy(group));
     ASSERT_TRUE(reaches(jobs[0], "RUNNING"));
     broker().kill();
+    jobs.push_back(dummy("D")); // in OCR-D: 500, for ever
     broker().start();
     go = true; // it ends its Job, tells, and cannot acknowledge
     ASSERT_TRUE(reaches(jobs[0], "SUCCESS"));
     played.reset();
     played = ocrd_worker();
     for (auto const& job : jobs) ASSERT_TRUE(reaches(job, "SUCCESS", 60s));
-    EXPECT_EQ(played->runs(), 2);
+    EXPECT_EQ(played->runs(), 3);
 }
 
 TEST_F(ForeignRecoveryTest, ASupervisedWorkerThatEndedWithItsBrokerIsNotBlamed) {
