@@ -364,6 +364,7 @@ TEST_F(BrokerTest, RemakesWhatItNeedsAfterTheBrokerLostItsData) {
         consumer->ack(d.tag);
         got.push_back(std::move(d));
     });
+    ASSERT_TRUE(run_until(io, [&] { return consumer->consuming() && publisher.connected(); }));
     ASSERT_TRUE(run(io, publisher.publish({queue, "a", ""})));
     ASSERT_TRUE(run_until(io, [&] { return got.size() == 1; }));
     server_->stop();
