@@ -115,6 +115,7 @@ void print_status(Json const& status) {
             auto detail = unit.value("detail", "");
             if (auto job = unit.value("job", ""); !job.empty()) detail = "Job " + job + (detail.empty() ? "" : ", " + detail);
             auto pid = unit.value("pid", 0), restarts = unit.value("restarts", 0);
+            if (auto last = unit.value("last_exit", ""); detail.empty() && !last.empty()) detail = "restarted after: " + last;
             rows.push_back({name, unit.value("entry", ""), unit.value("kind", ""), state, ago(unit.value("since", Millis(0))),
                             pid > 0 ? std::to_string(pid) : "", restarts > 0 ? std::to_string(restarts) : "", detail});
         }

@@ -32,6 +32,7 @@ struct Unit {
     Millis since = now_millis();
     int restarts = 0;
     std::string detail, job;
+    std::string last_exit; // the detail of the last exit that was not asked for
     std::int64_t jobs_done = 0;
 
     // Of the running process.

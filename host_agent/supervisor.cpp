@@ -104,6 +104,7 @@ HostReport Supervisor::report() const {
         row.since = unit->since;
         row.restarts = unit->restarts;
         row.detail = unit->detail;
+        row.last_exit = unit->last_exit;
         row.job = unit->job;
         row.jobs_done = unit->jobs_done;
         if (unit->spec.assignment.is_object() && unit->spec.assignment.contains("processor") &&
@@ -340,6 +341,7 @@ void Supervisor::after_exit(Unit& unit) {
     } else {
         unit.failures = healthy ? 1 : unit.failures + 1;
         ++unit.restarts;
+        unit.last_exit = detail;
         unit.retry = SteadyClock::now() + restart_delay(unit.failures);
         // Once may be chance. Not ready in time, a missing library, three times in a row are not.
         bool hopeless = unit.late || unit.failures >= 3 || detail.starts_with("the shared library");

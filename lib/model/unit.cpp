@@ -57,7 +57,7 @@ OCRCTL_JSON_FIELDS(UnitSpec, entry, kind, argv, env, env_files, cwd, log, ready,
                                                 stop_argv, grace_s, restart, also, remove, assignment)
 OCRCTL_JSON_FIELDS(DesiredState, deployment, host, generation, lease_s, server, token_file,
                                                 units)
-OCRCTL_JSON_FIELDS(UnitReport, entry, kind, state, pid, since, restarts, detail, job,
+OCRCTL_JSON_FIELDS(UnitReport, entry, kind, state, pid, since, restarts, detail, last_exit, job,
                                                 processor, jobs_done)
 OCRCTL_JSON_FIELDS(HostReport, deployment, host, agent_build, boot_id, agent_pid,
                                                 generation, closing, units)

@@ -72,6 +72,7 @@ struct UnitReport {
     Millis since = 0;            // of this state
     int restarts = 0;
     std::string detail;          // one sentence: the last exit or what it waits for
+    std::string last_exit;       // why it was restarted the last time; kept while it is ready again
     std::string job;             // a Worker's current Job
     std::string processor;       // a Worker's
     std::int64_t jobs_done = 0;
