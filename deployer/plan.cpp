@@ -122,9 +122,7 @@ Json settings_of(config::Deployment const& config, Facts const& facts, Plan cons
             entry["count"] = entry["count"].get<int>() + group.count;
             // How the server asks a program of this machine what it is (--dump-json).
             if (host.connection == config::Connection::Local && !config::is_builtin_processor(group.processor) && !entry.contains("here")) {
-                auto env = host.env;
-                for (auto const& [key, value] : group.env) env[key] = value;
-                entry.update(Json{{"here", true}, {"executable", group.executable}, {"env", env}});
+                entry.update(Json{{"here", true}, {"executable", group.executable}, {"env", environment_of(facts, host, group)}});
             }
         }
     }
