@@ -315,7 +315,7 @@ awaitable<Answer<Job>> JobService::submit(std::string processor, Json body) {
     job.foreign = runs == Runs::Foreign;
     if (job_id && !job_id->empty()) co_return refuse(422, "job_id must not be set by the client");
     auto const* tool = co_await tools_.find_or_ask(processor);
-    if (tool == nullptr) co_return refuse(404, fmt::format("{} is not in the tool catalogue", processor));
+    if (tool == nullptr) co_return refuse(404, ToolCatalogue::unknown(processor));
     if (path_to_mets.has_value() == workspace_id.has_value())
         co_return refuse(422, "exactly one of path_to_mets and workspace_id must be given");
     if (auto refusal = check_parameters(processor, job.parameters)) co_return std::unexpected(std::move(*refusal));
@@ -498,7 +498,7 @@ awaitable<Answer<Workflow>> JobService::run(WorkflowRequest request) {
     if (!looked->selector.empty()) co_return refuse(422, fmt::format("page_id {}: {}", request.page_id, looked->selector));
     for (auto const& task : tasks) {
         auto const* tool = co_await tools_.find_or_ask(task.processor);
-        if (tool == nullptr) co_return refuse(404, fmt::format("{} is not in the tool catalogue", task.processor));
+        if (tool == nullptr) co_return refuse(404, ToolCatalogue::unknown(task.processor));
         if (auto refusal = check_parameters(task.processor, task.parameters)) co_return std::unexpected(std::move(*refusal));
         Job asked;
         asked.target.name = task.processor;

@@ -192,7 +192,7 @@ void add_routes(net::Router& router, RouteContext context) {
     add("GET", "/processor/info/{processor_name}", [shared](Request request) -> awaitable<Response> {
         auto name = request.param("processor_name");
         auto const* tool = co_await shared->tools.find_or_ask(name);
-        if (tool == nullptr) co_return Response::error(404, fmt::format("{} is not in the tool catalogue", name));
+        if (tool == nullptr) co_return Response::error(404, ToolCatalogue::unknown(name));
         co_return Response::json(200, *tool);
     });
 

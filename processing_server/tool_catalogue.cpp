@@ -88,6 +88,47 @@ Result<Json> dump_json(fs::path const& program, std::map<std::string, std::strin
 ToolCatalogue::ToolCatalogue(Settings const& settings, asio::any_io_executor io, asio::thread_pool& pool)
     : settings_(settings), io_(std::move(io)), pool_(pool), log_("tools"), tasks_(io_, "tools") {}
 
+namespace {
+
+/// The ocrd-all-tool.json inside the package of the first `ocrd` in the PATH, as OCR-D's own server reads it; empty if
+/// there is none.
+fs::path shipped_catalogue() {
+    auto const* path = std::getenv("PATH");
+    for (auto const& folder : split(path != nullptr ? path : "", ':')) {
+        if (folder.empty() || folder[0] != '/' || !runs(fs::path(folder) / "ocrd")) continue;
+        std::error_code problem;
+        auto program = fs::canonical(fs::path(folder) / "ocrd", problem);
+        if (problem) return {};
+        for (fs::directory_iterator python(program.parent_path().parent_path() / "lib", problem), end;
+             !problem && python != end; python.increment(problem)) {
+            if (!python->path().filename().native().starts_with("python3")) continue;
+            for (char const* packages : {"site-packages", "dist-packages"})
+                if (auto file = python->path() / packages / "ocrd" / "ocrd-all-tool.json";
+                    fs::is_regular_file(file, problem))
+                    return file;
+        }
+        return {};
+    }
+    return {};
+}
+
+/// Calls take(name, tool) for each entry. OCR-D's ocrd-all-tool.json maps names to tools; an ocrd-tool.json has them below "tools".
+template <class Take>
+Result<void> read_catalogue(fs::path const& file, Take take) {
+    auto text = read_file(file);
+    if (!text) return fail(text.error().during("read the tool catalogue"));
+    auto json = parse_json(*text);
+    if (!json || !json->is_object())
+        return fail(ErrorKind::Invalid, "the tool catalogue {} is no JSON object{}", file.native(),
+                    json ? "" : ": " + json.error().message());
+    auto const& entries = json->contains("tools") && (*json)["tools"].is_object() ? (*json)["tools"] : *json;
+    for (auto const& [name, tool] : entries.items())
+        if (tool.is_object()) take(name, tool);
+    return {};
+}
+
+} // namespace
+
 Result<void> ToolCatalogue::load() {
     for (auto const& [name, tool] : tools::builtin_tools().items()) tools_[name] = tool;
     look_for_programs();
@@ -104,18 +145,12 @@ Result<void> ToolCatalogue::load() {
     }
     auto files = settings_.tools;
     if (auto own = settings_.state / "tools.json"; fs::exists(own)) files.push_back(own);
-    for (auto const& file : files) {
-        auto text = read_file(file);
-        if (!text) return fail(text.error().during("read the tool catalogue"));
-        auto json = parse_json(*text);
-        if (!json || !json->is_object())
-            return fail(ErrorKind::Invalid, "the tool catalogue {} is no JSON object{}", file.native(),
-                        json ? "" : ": " + json.error().message());
-        // OCR-D's ocrd-all-tool.json maps names to tools; an ocrd-tool.json has them below "tools".
-        auto const& entries = json->contains("tools") && (*json)["tools"].is_object() ? (*json)["tools"] : *json;
-        for (auto const& [name, tool] : entries.items())
-            if (tool.is_object()) tools_[name] = tool;
-    }
+    for (auto const& file : files)
+        if (auto read = read_catalogue(file, [&](auto const& name, auto const& tool) { tools_[name] = tool; }); !read) return read;
+    // Of what nobody named and no program here can tell. A broken one is not the user's file: said, and passed over.
+    if (auto shipped = shipped_catalogue(); !shipped.empty())
+        if (auto read = read_catalogue(shipped, [&](auto const& name, auto const& tool) { if (!programs_.contains(name)) tools_.try_emplace(name, tool); }); !read)
+            log_.warn("tools.unread", kv(field::kError, read.error().message()));
     return {};
 }
 
@@ -152,6 +187,10 @@ void ToolCatalogue::look_for_programs() {
         if (path != processor.env.end()) look(path->second, processor.env, name);
     }
     if (auto const* path = std::getenv("PATH"); path != nullptr) look(path, {}, "");
+}
+
+std::string ToolCatalogue::unknown(std::string_view processor) {
+    return fmt::format("{} is not in the tool catalogue, and no such program is in the PATH of the server: name an ocrd-all-tool.json that has it in `tools` of the configuration", processor);
 }
 
 Json const* ToolCatalogue::find(std::string const& processor) const {

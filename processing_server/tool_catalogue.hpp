@@ -32,6 +32,9 @@ public:
     /// The same, asking the program first if there is one; all who wait get its answer.
     awaitable<Json const*> find_or_ask(std::string processor);
 
+    /// What to tell who asks for a Processor that is not found.
+    static std::string unknown(std::string_view processor);
+
     /// Ends programs that were asked and gives up their answers.
     awaitable<void> stop();
 

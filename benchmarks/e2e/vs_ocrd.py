@@ -93,7 +93,7 @@ class Ours(Contender):
     def __init__(self, folder):
         super().__init__("ocrctl", folder)
         self.deployment = OcrdDeployment(self.folder / "deployment", self.rabbit, self.ferret)
-        self.deployment.deploy()
+        self.deployment.deploy(env=self.env)
         self.port = self.deployment.port
 
     def end(self):
@@ -180,7 +180,7 @@ def main():
                 ours.ferret = FerretDb(ours.folder / "ferret2")
                 ours.workers.ferret = ours.ferret
                 ours.deployment = OcrdDeployment(ours.folder / "deployment2", ours.rabbit, ours.ferret)
-                ours.deployment.deploy()
+                ours.deployment.deploy(env=ours.env)
                 ours.port = ours.deployment.port
             for c in contenders:
                 c.workers.all.clear()
