@@ -281,6 +281,7 @@ Plan Plan::from(config::Deployment const& config, Facts const& facts) {
             server.ready.address = plan.server + "/readyz";
             server.ready.timeout_s = 120;
             server.grace_s = static_cast<int>(config.grace.count());
+            server.remove = {facts.state.mets_sockets().string()}; // a killed server leaves them
             if (plan.rabbitmq) server.needs = {"queue"};
             entry.desired.units.push_back(std::move(server));
         }

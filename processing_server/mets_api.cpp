@@ -78,6 +78,7 @@ struct MetsApi::Impl {
         std::chrono::steady_clock::time_point released{};
         bool needed() const noexcept { return wanted > 0 || by_hand; }
     };
+    using Places = std::map<Key, Place>;
     struct Found {
         std::string folder;
         std::chrono::steady_clock::time_point at;
@@ -89,7 +90,7 @@ struct MetsApi::Impl {
     Workspaces& workspaces;
     std::string const& url;
     std::filesystem::path sockets;
-    std::map<Key, Place> places;
+    Places places;
     std::unordered_map<std::string, Found> found;
     TaskGroup tasks;
     bool tidying = false, stopping = false;
@@ -106,7 +107,7 @@ struct MetsApi::Impl {
     awaitable<void> tidy();
     std::string tcp_address(std::string const& mets_basename) const;
     Result<std::shared_ptr<Door>> open(Key const& key);
-    void leave(Key const& key);
+    void leave(Places::iterator place);
 };
 
 MetsApi::MetsApi(asio::any_io_executor io, Settings const& settings, Workspaces& workspaces, std::string const& url)
@@ -194,11 +195,9 @@ awaitable<Response> MetsApi::Impl::perform(Key key, MetsRequest request) {
             place->second.by_hand = false;
             auto door = place->second.door;
             if (!place->second.needed()) {
-                if (door) {
-                    door->http->close_unix(door->path);
-                    tasks.spawn("close", close(std::move(door)));
-                }
-                places.erase(key);
+                door->http->close_unix(door->path);
+                tasks.spawn("close", close(std::move(door)));
+                places.erase(place);
             }
         }
         co_return Response::text(200, "The Mets Server will shut down soon...");
@@ -276,22 +275,23 @@ Result<std::shared_ptr<MetsApi::Impl::Door>> MetsApi::Impl::open(Key const& key)
 
 awaitable<Result<std::string>> MetsApi::Impl::address(Key key, bool other_host, bool hand) {
     if (stopping) co_return fail(ErrorKind::Unavailable, "the server is stopping");
-    auto& place = places[key];
+    auto known = places.find(key);
+    auto door = known == places.end() ? nullptr : known->second.door;
     auto tcp = settings.use_tcp_mets || other_host;
-    if (!tcp && !place.door) {
-        auto door = open(key);
-        if (!door) {
-            if (!place.needed()) places.erase(key);
-            co_return std::unexpected(door.error());
-        }
-        place.door = std::move(*door);
-        tcp = place.door == nullptr;
+    if (!tcp && !door) {
+        auto opened = open(key);
+        if (!opened) co_return std::unexpected(opened.error());
+        door = std::move(*opened);
+        tcp = door == nullptr;
     }
+    if (hand && tcp) co_return tcp_address(key.second); // nothing is kept open for it
+    auto& place = places[key];
+    place.door = door;
     if (hand)
         place.by_hand = true;
     else
         ++place.wanted;
-    co_return tcp ? tcp_address(key.second) : place.door->path.native();
+    co_return tcp ? tcp_address(key.second) : door->path.native();
 }
 
 awaitable<Result<std::string>> MetsApi::address_for(std::string folder, bool other_host, std::string mets_basename) {
@@ -301,14 +301,21 @@ awaitable<Result<std::string>> MetsApi::address_for(std::string folder, bool oth
 void MetsApi::release(std::string const& folder, std::string const& mets_basename) {
     auto place = impl_->places.find(Impl::Key{folder, mets_basename});
     if (place == impl_->places.end() || place->second.wanted == 0) return;
-    if (--place->second.wanted == 0) impl_->leave(place->first);
+    if (--place->second.wanted == 0) impl_->leave(place);
 }
 
-void MetsApi::Impl::leave(Key const& key) {
-    auto& place = places.at(key);
-    place.released = std::chrono::steady_clock::now();
-    tasks.spawn("save", save_unsaved(key));
-    if (tidying || !place.door) return;
+std::size_t MetsApi::addresses() const noexcept {
+    return impl_->places.size();
+}
+
+void MetsApi::Impl::leave(Places::iterator place) {
+    tasks.spawn("save", save_unsaved(place->first));
+    if (!place->second.door) { // over TCP: nothing to close
+        places.erase(place);
+        return;
+    }
+    place->second.released = std::chrono::steady_clock::now();
+    if (tidying) return;
     tidying = true;
     tasks.spawn("tidy", tidy());
 }
@@ -324,20 +331,18 @@ awaitable<void> MetsApi::Impl::tidy() {
         left = false;
         auto now = std::chrono::steady_clock::now();
         for (auto place = places.begin(); place != places.end();) {
-            auto& [needed, hand, door, released] = place->second;
+            auto const& door = place->second.door;
             if (place->second.needed()) {
                 ++place;
                 continue;
             }
-            if (door && (now - released < kLinger || door->http->connections() > 0)) {
+            if (now - place->second.released < kLinger || door->http->connections() > 0) {
                 left = true;
                 ++place;
                 continue;
             }
-            if (door) {
-                door->http->close_unix(door->path);
-                tasks.spawn("close", close(door));
-            }
+            door->http->close_unix(door->path);
+            tasks.spawn("close", close(door));
             place = places.erase(place);
         }
     }

@@ -33,6 +33,8 @@ public:
     /// The address is not needed any more. When all who asked for it have released it, what is unsaved is saved, and
     /// the socket goes once nobody is connected.
     void release(std::string const& folder, std::string const& mets_basename = "mets.xml");
+    /// METS files with an address that somebody needs, or with a socket that is not closed yet.
+    std::size_t addresses() const noexcept;
 
     /// Saves what is in memory. For the end of a foreign Job: OCR-D's client does not look at the status of its own
     /// PUT, so only this tells that a Job's entries are on disk. Errors: as of saving; Conflict: the METS was edited

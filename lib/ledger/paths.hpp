@@ -28,6 +28,7 @@ struct StatePaths {
     std::filesystem::path logs() const { return root / "logs"; }
     std::filesystem::path job_logs() const { return root / "logs" / "jobs"; }
     std::filesystem::path rabbitmq() const { return root / "rabbitmq"; }
+    std::filesystem::path mets_sockets() const { return root / "mets"; } // the server's, a Unix socket per METS
     std::filesystem::path config() const { return root / "config.yml"; }
     std::filesystem::path hosts() const { return root / "hosts"; }
     std::filesystem::path host(std::string_view name) const { return root / "hosts" / name; }

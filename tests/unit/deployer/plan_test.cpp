@@ -74,6 +74,7 @@ TEST(PlanTest, TheDeployingMachineRunsQueueServerAndItsWorkersInThisOrder) {
     EXPECT_EQ(host.desired.units[1].needs, std::vector<std::string>{"queue"});
     EXPECT_EQ(host.desired.units[1].argv, (std::vector<std::string>{"/state/demo/hosts/here/bin/0123456789abcdef/ocrctl", "serve", "--state", "/state/demo"}));
     EXPECT_EQ(host.desired.units[1].ready.address, "http://127.0.0.1:8081/readyz");
+    EXPECT_EQ(host.desired.units[1].remove, std::vector<std::string>{"/state/demo/mets"}); // its sockets
     EXPECT_EQ(host.desired.units[2].entry, "here/" + config.hosts[0].workers[0].name + "/shard-0/rep-0");
     EXPECT_EQ(host.desired.units[3].entry, "here/" + config.hosts[0].workers[0].name + "/shard-0/rep-1");
     EXPECT_EQ(host.desired.token_file, "/state/demo/hosts/here/secrets/agent-token");
