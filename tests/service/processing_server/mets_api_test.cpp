@@ -11,16 +11,21 @@ namespace {
 class MetsApiTest : public ServerTest {
 protected:
     /// A call through /tcp_mets.
-    net::Response packed(std::string method, std::string url, Json data = Json::object(), std::string type = "class", std::string workspace = {}) const {
-        return server_->post("/tcp_mets", Json{{"workspace_path", workspace.empty() ? workspace_.native() : workspace}, {"method_type", std::move(method)},
-                                               {"response_type", std::move(type)}, {"request_url", std::move(url)}, {"request_data", std::move(data)}});
+    net::Response packed(std::string method, std::string url, Json data = Json::object(), std::string type = "class",
+                         std::string workspace = {}) const {
+        return server_->post("/tcp_mets", Json{{"workspace_path", workspace.empty() ? workspace_.native() : workspace},
+                                               {"method_type", std::move(method)},
+                                               {"response_type", std::move(type)},
+                                               {"request_url", std::move(url)},
+                                               {"request_data", std::move(data)}});
     }
     Json json(net::Response const& answer) const {
         EXPECT_EQ(answer.status, 200) << answer.body;
         return parse_json(answer.body).value_or(Json());
     }
     static Json form(std::string id, std::string page, Json more = Json::object()) {
-        Json fields{{"file_grp", "OUT"}, {"file_id", id}, {"mimetype", "application/vnd.prima.page+xml"}, {"page_id", page}, {"url", nullptr}, {"local_filename", "OUT/" + id + ".xml"}};
+        Json fields{{"file_grp", "OUT"}, {"file_id", id},  {"mimetype", "application/vnd.prima.page+xml"},
+                    {"page_id", page},   {"url", nullptr}, {"local_filename", "OUT/" + id + ".xml"}};
         fields.update(more);
         return Json{{"form", fields}};
     }
@@ -32,8 +37,10 @@ protected:
         EXPECT_EQ(answer.status, 200) << answer.body;
         return parse_json(answer.body)->value("mets_server_url", "");
     }
-    static net::Response on(std::string const& socket, std::string method, std::string target, std::string body = {}, net::Headers headers = {}) {
-        auto answer = net::http_request(std::move(method), net::unix_url(socket, target), std::move(headers), std::move(body));
+    static net::Response on(std::string const& socket, std::string method, std::string target, std::string body = {},
+                            net::Headers headers = {}) {
+        auto answer =
+            net::http_request(std::move(method), net::unix_url(socket, target), std::move(headers), std::move(body));
         if (answer) return *answer;
         net::Response none;
         none.status = 0;
@@ -52,7 +59,8 @@ TEST_F(MetsApiTest, ServesEveryCallPackedIntoTcpMets) {
     EXPECT_EQ(json(packed("GET", "physical_pages", Json::object(), "dict"))["physical_pages"].size(), 5u);
     EXPECT_EQ(json(packed("GET", "file_groups", Json::object(), "dict"))["file_groups"], Json::array({"OCR-D-IMG"}));
     EXPECT_EQ(json(packed("POST", "file", form("OUT_1", "PHYS_0001")))["file_id"], "OUT_1");
-    Json agent{{"name", "ocrd-dummy"}, {"type", "OTHER"}, {"role", "OTHER"}, {"otherrole", "x"}, {"othertype", "SOFTWARE"}, {"notes", {{{{"option", "page-id"}}, "PHYS_0001"}}}};
+    Json agent{{"name", "ocrd-dummy"}, {"type", "OTHER"},         {"role", "OTHER"},
+               {"otherrole", "x"},     {"othertype", "SOFTWARE"}, {"notes", {{{{"option", "page-id"}}, "PHYS_0001"}}}};
     EXPECT_EQ(json(packed("POST", "agent", Json{{"class", agent}})), agent);
     auto agents = json(packed("GET", "agent"))["agents"];
     ASSERT_EQ(agents.size(), 1u); // in a METS that had no agent
@@ -72,9 +80,12 @@ TEST_F(MetsApiTest, TellsErrorsOfACallAsOcrdsRelayDoes) {
     auto error = [&](net::Response const& answer) { return json(answer).value("error", "none"); };
     EXPECT_NE(error(packed("POST", "file", form("OUT_1", "PHYS_0001"))).find("already exists"), std::string::npos);
     EXPECT_EQ(error(packed("POST", "file", form("OUT_1", "PHYS_0001", {{"force", true}}))), "none");
-    EXPECT_NE(error(packed("POST", "file", form("OUT_1", "PHYS_0002", {{"force", true}}))).find("already exists"), std::string::npos);
-    for (auto const& bad : {form("1 bad id", "PHYS_0001"), form("OUT_2", "PHYS_0001", {{"local_filename", "../../outside.xml"}}),
-                            form("OUT_2", "PHYS\x01"), form("OUT_2", "PHYS_0001", {{"file_grp", "a/b"}}), Json{{"form", {{"file_grp", "OUT"}}}}})
+    EXPECT_NE(error(packed("POST", "file", form("OUT_1", "PHYS_0002", {{"force", true}}))).find("already exists"),
+              std::string::npos);
+    for (auto const& bad :
+         {form("1 bad id", "PHYS_0001"), form("OUT_2", "PHYS_0001", {{"local_filename", "../../outside.xml"}}),
+          form("OUT_2", "PHYS\x01"), form("OUT_2", "PHYS_0001", {{"file_grp", "a/b"}}),
+          Json{{"form", {{"file_grp", "OUT"}}}}})
         EXPECT_NE(error(packed("POST", "file", bad)), "none") << bad;
     EXPECT_NE(error(packed("GET", "file", Json{{"params", {{"page_id", "NONE"}}}})), "none");
     EXPECT_NE(error(packed("GET", "file", Json{{"params", {{"file_id", "//("}}}})), "none");
@@ -92,10 +103,15 @@ TEST_F(MetsApiTest, ServesOnlyBelowTheWorkspaceRoots) {
     std::filesystem::create_directories(folder_ / "data" / "empty");
     start();
     for (auto const* path : {"elsewhere", "data/way-out", "data/../elsewhere"})
-        EXPECT_EQ(packed("GET", "workspace_path", Json::object(), "text", (folder_ / path).native()).status, 403) << path;
+        EXPECT_EQ(packed("GET", "workspace_path", Json::object(), "text", (folder_ / path).native()).status, 403)
+            << path;
     EXPECT_EQ(packed("GET", "workspace_path", Json::object(), "text", "data/ws").status, 422);
-    EXPECT_EQ(packed("GET", "workspace_path", Json::object(), "text", (folder_ / "data" / "none").native()).status, 404);
-    EXPECT_NE(json(packed("GET", "file_groups", Json::object(), "dict", (folder_ / "data" / "empty").native())).value("error", "").find("no METS"), std::string::npos);
+    EXPECT_EQ(packed("GET", "workspace_path", Json::object(), "text", (folder_ / "data" / "none").native()).status,
+              404);
+    EXPECT_NE(json(packed("GET", "file_groups", Json::object(), "dict", (folder_ / "data" / "empty").native()))
+                  .value("error", "")
+                  .find("no METS"),
+              std::string::npos);
     auto answer = server_->post("/v1/mets", Json{{"path_to_mets", (folder_ / "elsewhere" / "mets.xml").native()}});
     EXPECT_EQ(answer.status, 403);
 }
@@ -159,17 +175,19 @@ TEST_F(MetsApiTest, ServesTheSameOnAUnixSocketOfTheWorkspace) {
     start();
     auto socket = socket_address();
     ASSERT_TRUE(socket.starts_with((state_ / "mets").native())) << socket;
-    struct stat status {};
+    struct stat status{};
     ASSERT_EQ(::stat(socket.c_str(), &status), 0);
     EXPECT_EQ(status.st_mode & 0777, 0666u);
     EXPECT_EQ(socket_address(), socket);
     EXPECT_EQ(on(socket, "GET", "/workspace_path").body, workspace_.native());
-    auto added = add_on(socket, "file_grp=OUT&file_id=OUT_1&mimetype=image%2Fpng&page_id=PHYS_0001&local_filename=OUT%2F1+2.png");
+    auto added = add_on(
+        socket, "file_grp=OUT&file_id=OUT_1&mimetype=image%2Fpng&page_id=PHYS_0001&local_filename=OUT%2F1+2.png");
     EXPECT_EQ(added.status, 200) << added.body;
     EXPECT_EQ((*parse_json(added.body))["local_filename"], "OUT/1 2.png");
     EXPECT_EQ((*parse_json(added.body))["url"], nullptr);
     EXPECT_TRUE(std::filesystem::is_directory(workspace_ / "OUT"));
-    auto twice = add_on(socket, "file_grp=OUT&file_id=OUT_1&mimetype=image%2Fpng&page_id=PHYS_0001&local_filename=OUT%2F1+2.png");
+    auto twice = add_on(
+        socket, "file_grp=OUT&file_id=OUT_1&mimetype=image%2Fpng&page_id=PHYS_0001&local_filename=OUT%2F1+2.png");
     EXPECT_EQ(twice.status, 400);
     EXPECT_TRUE(parse_json(twice.body)->is_string()) << twice.body;
     EXPECT_EQ(add_on(socket, "file_grp=OUT").status, 422);
@@ -215,10 +233,15 @@ TEST_F(MetsApiTest, GivesTheTcpAddressWhereASocketCannotBe) {
     auto address = socket_address();
     EXPECT_EQ(address, fmt::format("http://127.0.0.1:{}/tcp_mets", port_));
     std::filesystem::copy_file(workspace_ / "mets.xml", workspace_ / "other.xml");
-    auto other = parse_json(server_->post("/v1/mets", Json{{"path_to_mets", (workspace_ / "other.xml").native()}}).body)->value("mets_server_url", "");
+    auto other = parse_json(server_->post("/v1/mets", Json{{"path_to_mets", (workspace_ / "other.xml").native()}}).body)
+                     ->value("mets_server_url", "");
     EXPECT_EQ(other, address + "?mets=other.xml");
     auto url = other.substr(other.find("/tcp_mets"));
-    Json call{{"workspace_path", workspace_.native()}, {"method_type", "POST"}, {"response_type", "class"}, {"request_url", "file"}, {"request_data", form("OUT_1", "PHYS_0001")}};
+    Json call{{"workspace_path", workspace_.native()},
+              {"method_type", "POST"},
+              {"response_type", "class"},
+              {"request_url", "file"},
+              {"request_data", form("OUT_1", "PHYS_0001")}};
     EXPECT_EQ(server_->post(url, call).status, 200);
     EXPECT_EQ(found({{"file_grp", "OUT"}}).size(), 0u) << "another METS of the same folder";
     EXPECT_EQ(server_->post("/tcp_mets?mets=..%2Fmets.xml", call).status, 422);
@@ -237,9 +260,11 @@ TEST_F(MetsApiTest, SaysWhatIsWrongWithABrokenMetsAndGoesOnOnceItIsRepaired) {
     start();
     auto good = *read_file(workspace_ / "mets.xml");
     std::ofstream(workspace_ / "mets.xml") << "<mets:mets";
-    EXPECT_NE(json(packed("GET", "file_groups", Json::object(), "dict")).value("error", "").find("not XML"), std::string::npos);
+    EXPECT_NE(json(packed("GET", "file_groups", Json::object(), "dict")).value("error", "").find("not XML"),
+              std::string::npos);
     std::ofstream(workspace_ / "mets.xml") << good;
-    EXPECT_TRUE(eventually([&] { return json(packed("GET", "file_groups", Json::object(), "dict")).contains("file_groups"); }));
+    EXPECT_TRUE(
+        eventually([&] { return json(packed("GET", "file_groups", Json::object(), "dict")).contains("file_groups"); }));
 }
 
 } // namespace

@@ -9,14 +9,24 @@ namespace {
 
 using What = MetsCall::What;
 
-std::string error_of(std::expected<MetsCall, net::Response> const& call) { return call ? "" : call.error().body; }
+std::string error_of(std::expected<MetsCall, net::Response> const& call) {
+    return call ? "" : call.error().body;
+}
 
-MetsRequest addition(std::vector<std::pair<std::string, std::string>> fields) { return {"POST", "file", std::move(fields), {}}; }
+MetsRequest addition(std::vector<std::pair<std::string, std::string>> fields) {
+    return {"POST", "file", std::move(fields), {}};
+}
 
 TEST(MetsCalls, KnowsEveryCallOfOcrdsServer) {
-    for (auto [method, path, what] : {std::tuple{"GET", "workspace_path", What::WorkspacePath}, {"GET", "unique_identifier", What::Identifier},
-                                      {"GET", "physical_pages", What::Pages}, {"GET", "file_groups", What::Groups}, {"GET", "agent", What::Agents},
-                                      {"GET", "file", What::Find}, {"PUT", "", What::Save}, {"POST", "reload", What::Reload}, {"DELETE", "", What::Stop}}) {
+    for (auto [method, path, what] : {std::tuple{"GET", "workspace_path", What::WorkspacePath},
+                                      {"GET", "unique_identifier", What::Identifier},
+                                      {"GET", "physical_pages", What::Pages},
+                                      {"GET", "file_groups", What::Groups},
+                                      {"GET", "agent", What::Agents},
+                                      {"GET", "file", What::Find},
+                                      {"PUT", "", What::Save},
+                                      {"POST", "reload", What::Reload},
+                                      {"DELETE", "", What::Stop}}) {
         auto call = read_call({method, path, {}, {}});
         ASSERT_TRUE(call) << path << error_of(call);
         EXPECT_EQ(call->what, what);
@@ -32,13 +42,23 @@ TEST(MetsCalls, RefusesOthersAsARouterDoes) {
 }
 
 TEST(MetsCalls, ReadsAnAddition) {
-    auto call = read_call(addition({{"file_grp", "OUT"}, {"file_id", "OUT_1"}, {"mimetype", "image/png"}, {"page_id", "P1"},
-                                    {"local_filename", "OUT/1.png"}, {"force", "True"}, {"ignore", "True"}}));
+    auto call = read_call(addition({{"file_grp", "OUT"},
+                                    {"file_id", "OUT_1"},
+                                    {"mimetype", "image/png"},
+                                    {"page_id", "P1"},
+                                    {"local_filename", "OUT/1.png"},
+                                    {"force", "True"},
+                                    {"ignore", "True"}}));
     ASSERT_TRUE(call) << error_of(call);
     EXPECT_EQ(call->addition.file.group, "OUT");
     EXPECT_EQ(call->addition.file.path, "OUT/1.png");
     EXPECT_TRUE(call->addition.force);
-    EXPECT_EQ(call->given, (Json{{"file_grp", "OUT"}, {"file_id", "OUT_1"}, {"mimetype", "image/png"}, {"page_id", "P1"}, {"url", nullptr}, {"local_filename", "OUT/1.png"}}));
+    EXPECT_EQ(call->given, (Json{{"file_grp", "OUT"},
+                                 {"file_id", "OUT_1"},
+                                 {"mimetype", "image/png"},
+                                 {"page_id", "P1"},
+                                 {"url", nullptr},
+                                 {"local_filename", "OUT/1.png"}}));
 }
 
 TEST(MetsCalls, NamesWhatAnAdditionLacksAsFastApiDoes) {
@@ -47,14 +67,16 @@ TEST(MetsCalls, NamesWhatAnAdditionLacksAsFastApiDoes) {
     EXPECT_EQ(call.error().status, 422);
     auto detail = parse_json(call.error().body)->at("detail");
     ASSERT_EQ(detail.size(), 3u);
-    EXPECT_EQ(detail[0], (Json{{"type", "missing"}, {"loc", {"body", "file_id"}}, {"msg", "Field required"}, {"input", nullptr}}));
+    EXPECT_EQ(detail[0],
+              (Json{{"type", "missing"}, {"loc", {"body", "file_id"}}, {"msg", "Field required"}, {"input", nullptr}}));
     EXPECT_EQ(detail[1]["loc"], (Json{"body", "mimetype"}));
     EXPECT_EQ(detail[2]["type"], "bool_parsing");
 }
 
 TEST(MetsCalls, ReadsAnAgentAndRepeatsIt) {
-    Json posted{{"name", "ocrd-dummy"}, {"type", "OTHER"}, {"role", "OTHER"}, {"otherrole", nullptr}, {"othertype", "SOFTWARE"},
-                {"notes", {{{{"option", "page-id"}}, "P1"}, {Json::object(), nullptr}}}};
+    Json posted{{"name", "ocrd-dummy"},    {"type", "OTHER"},
+                {"role", "OTHER"},         {"otherrole", nullptr},
+                {"othertype", "SOFTWARE"}, {"notes", {{{{"option", "page-id"}}, "P1"}, {Json::object(), nullptr}}}};
     auto call = read_call({"POST", "agent", {}, posted});
     ASSERT_TRUE(call) << error_of(call);
     EXPECT_EQ(call->given, posted);
@@ -78,7 +100,19 @@ TEST(MetsCalls, NamesEveryKeyThatAnAgentLacks) {
     EXPECT_EQ(read_call({"POST", "agent", {}, {}}).error().status, 422);
     EXPECT_EQ(read_call({"POST", "agent", {}, Json::array()}).error().status, 422);
     for (auto const& notes : {Json("x"), Json{{"a"}}, Json{{{{"k", 1}}, "t"}}, Json{{Json::object(), 7}}})
-        EXPECT_EQ(read_call({"POST", "agent", {}, Json{{"name", "n"}, {"type", "t"}, {"role", "r"}, {"otherrole", nullptr}, {"othertype", "o"}, {"notes", notes}}}).error().status, 422) << notes;
+        EXPECT_EQ(read_call({"POST",
+                             "agent",
+                             {},
+                             Json{{"name", "n"},
+                                  {"type", "t"},
+                                  {"role", "r"},
+                                  {"otherrole", nullptr},
+                                  {"othertype", "o"},
+                                  {"notes", notes}}})
+                      .error()
+                      .status,
+                  422)
+            << notes;
 }
 
 class MetsCallsOnAMets : public testing::Test {
@@ -89,7 +123,9 @@ protected:
         auto call = read_call({"GET", std::move(path), std::move(fields), {}});
         return call ? look_up(*call, mets, "/data/ws") : call.error();
     }
-    Json json(std::string path, std::vector<std::pair<std::string, std::string>> fields = {}) { return *parse_json(get(std::move(path), std::move(fields)).body); }
+    Json json(std::string path, std::vector<std::pair<std::string, std::string>> fields = {}) {
+        return *parse_json(get(std::move(path), std::move(fields)).body);
+    }
     std::vector<std::string> ids(std::vector<std::pair<std::string, std::string>> fields) {
         std::vector<std::string> found;
         for (auto const& file : json("file", std::move(fields))["files"]) found.push_back(file["file_id"]);
@@ -104,18 +140,28 @@ TEST_F(MetsCallsOnAMets, AnswersTextsAndListsInOcrdsShapes) {
     EXPECT_EQ(json("physical_pages"), (Json{{"physical_pages", {"PHYS_0001", "PHYS_0002"}}}));
     EXPECT_EQ(json("file_groups"), (Json{{"file_groups", {"IMG"}}}));
     EXPECT_EQ(json("agent"), (Json{{"agents", Json::array()}}));
-    EXPECT_EQ(json("file", {{"file_id", "IMG_0001"}}),
-              (Json{{"files", {{{"file_grp", "IMG"}, {"file_id", "IMG_0001"}, {"mimetype", "image/tiff"}, {"page_id", "PHYS_0001"}, {"url", ""}, {"local_filename", "IMG/IMG_0001.tif"}}}}}));
+    EXPECT_EQ(json("file", {{"file_id", "IMG_0001"}}), (Json{{"files",
+                                                              {{{"file_grp", "IMG"},
+                                                                {"file_id", "IMG_0001"},
+                                                                {"mimetype", "image/tiff"},
+                                                                {"page_id", "PHYS_0001"},
+                                                                {"url", ""},
+                                                                {"local_filename", "IMG/IMG_0001.tif"}}}}}));
 }
 
 TEST_F(MetsCallsOnAMets, TellsNullForAFileWithoutPageOrLocation) {
     ASSERT_TRUE(mets.add_file({"X", "X_1", "", "image/png", "", 0, ""}, false, "https://example.org/x.png"));
-    EXPECT_EQ(json("file", {{"file_grp", "X"}})["files"][0],
-              (Json{{"file_grp", "X"}, {"file_id", "X_1"}, {"mimetype", "image/png"}, {"page_id", nullptr}, {"url", "https://example.org/x.png"}, {"local_filename", nullptr}}));
+    EXPECT_EQ(json("file", {{"file_grp", "X"}})["files"][0], (Json{{"file_grp", "X"},
+                                                                   {"file_id", "X_1"},
+                                                                   {"mimetype", "image/png"},
+                                                                   {"page_id", nullptr},
+                                                                   {"url", "https://example.org/x.png"},
+                                                                   {"local_filename", nullptr}}));
 }
 
 TEST_F(MetsCallsOnAMets, QualifiesTheAttributesOfNotesAndListsAgentsWithoutOthertype) {
-    mets.add_agent({"a", "ORGANIZATION", "CREATOR", std::nullopt, std::nullopt, {{{{"option", "parameter"}}, "{}"}, {{}, ""}}});
+    mets.add_agent(
+        {"a", "ORGANIZATION", "CREATOR", std::nullopt, std::nullopt, {{{{"option", "parameter"}}, "{}"}, {{}, ""}}});
     auto agent = json("agent")["agents"][0];
     EXPECT_EQ(agent["othertype"], nullptr);
     EXPECT_EQ(agent["notes"], (Json{{{{"{https://ocr-d.de}option", "parameter"}}, "{}"}, {Json::object(), nullptr}}));
@@ -141,7 +187,11 @@ TEST_F(MetsCallsOnAMets, FindsByEveryCriterion) {
 }
 
 TEST_F(MetsCallsOnAMets, RefusesABadExpressionOrPageWithAJsonStringAndNotWith500) {
-    for (auto const& [name, value] : {std::pair{"file_id", "//("}, {"page_id", "PHYS_0009"}, {"page_id", "PHYS_0003..PHYS_0009"}, {"page_id", "//("}, {"page_id", "a,,b"}}) {
+    for (auto const& [name, value] : {std::pair{"file_id", "//("},
+                                      {"page_id", "PHYS_0009"},
+                                      {"page_id", "PHYS_0003..PHYS_0009"},
+                                      {"page_id", "//("},
+                                      {"page_id", "a,,b"}}) {
         auto answer = get("file", {{name, value}});
         EXPECT_EQ(answer.status, 400) << value;
         EXPECT_TRUE(parse_json(answer.body)->is_string()) << answer.body;
@@ -149,7 +199,8 @@ TEST_F(MetsCallsOnAMets, RefusesABadExpressionOrPageWithAJsonStringAndNotWith500
 }
 
 TEST_F(MetsCallsOnAMets, DecodesLocalNamesAndHidesThoseThatLeaveTheWorkspace) {
-    mets::Workspace odd(mets::mets_xml(mets::group_xml("IMG", mets::file_xml("A", "IMG/a%20b%C3%BC.tif") + mets::file_xml("B", "../secret.tif")), ""));
+    mets::Workspace odd(mets::mets_xml(
+        mets::group_xml("IMG", mets::file_xml("A", "IMG/a%20b%C3%BC.tif") + mets::file_xml("B", "../secret.tif")), ""));
     auto loaded = odd.load();
     auto call = read_call({"GET", "file", {}, {}});
     auto files = parse_json(look_up(*call, loaded, "").body)->at("files");
@@ -157,15 +208,21 @@ TEST_F(MetsCallsOnAMets, DecodesLocalNamesAndHidesThoseThatLeaveTheWorkspace) {
     EXPECT_EQ(files[1]["local_filename"], nullptr);
 }
 
-Json packed(Json data = Json::object(), std::string method = "GET", std::string url = "file", std::string type = "class") {
-    return Json{{"workspace_path", "/data/ws"}, {"method_type", method}, {"response_type", type}, {"request_url", url}, {"request_data", std::move(data)}};
+Json packed(Json data = Json::object(), std::string method = "GET", std::string url = "file",
+            std::string type = "class") {
+    return Json{{"workspace_path", "/data/ws"},
+                {"method_type", method},
+                {"response_type", type},
+                {"request_url", url},
+                {"request_data", std::move(data)}};
 }
 
 TEST(MetsPacked, UnpacksQueriesFormsAndBodiesAsPythonsClientWouldSendThem) {
     auto form = unpack(packed({{"form", {{"file_grp", "OUT"}, {"url", nullptr}, {"force", true}, {"n", 5}}}}, "POST"));
     ASSERT_TRUE(form);
     EXPECT_EQ(form->workspace_path, "/data/ws");
-    EXPECT_EQ(form->request.fields, (std::vector<std::pair<std::string, std::string>>{{"file_grp", "OUT"}, {"force", "True"}, {"n", "5"}}));
+    EXPECT_EQ(form->request.fields,
+              (std::vector<std::pair<std::string, std::string>>{{"file_grp", "OUT"}, {"force", "True"}, {"n", "5"}}));
     auto agent = unpack(packed({{"class", {{"name", "x"}}}}, "POST", "agent"));
     ASSERT_TRUE(agent);
     EXPECT_EQ(*agent->request.body, (Json{{"name", "x"}}));
@@ -175,8 +232,10 @@ TEST(MetsPacked, UnpacksQueriesFormsAndBodiesAsPythonsClientWouldSendThem) {
 }
 
 TEST(MetsPacked, RefusesABrokenBodyWith422) {
-    for (auto const& broken : {Json::array(), Json{{"workspace_path", "/x"}}, packed({}, "PATCH"), packed({}, "GET", "file", "xml"), packed({{"params", 1}}),
-                               packed({{"query", Json::object()}}), packed({{"params", Json::object()}, {"form", Json::object()}})}) {
+    for (auto const& broken :
+         {Json::array(), Json{{"workspace_path", "/x"}}, packed({}, "PATCH"), packed({}, "GET", "file", "xml"),
+          packed({{"params", 1}}), packed({{"query", Json::object()}}),
+          packed({{"params", Json::object()}, {"form", Json::object()}})}) {
         auto call = unpack(broken);
         ASSERT_FALSE(call) << broken;
         EXPECT_EQ(call.error().status, 422);
@@ -189,7 +248,8 @@ TEST(MetsPacked, AnswersEveryErrorWith200AndItsRawBody) {
     EXPECT_EQ(taken.status, 200);
     EXPECT_EQ(*parse_json(taken.body), (Json{{"error", "\"A file with ID==X already exists\""}}));
     EXPECT_EQ(*parse_json(pack(net::Response::text(200, "/data/ws"), "text").body), (Json{{"text", "/data/ws"}}));
-    EXPECT_EQ(*parse_json(pack(net::Response::json(200, Json{{"files", Json::array()}}), "dict").body), (Json{{"files", Json::array()}}));
+    EXPECT_EQ(*parse_json(pack(net::Response::json(200, Json{{"files", Json::array()}}), "dict").body),
+              (Json{{"files", Json::array()}}));
     EXPECT_EQ(pack(net::Response::json(200, Json{{"x", 1}}), "empty").body, "{}");
     EXPECT_EQ(pack(net::Response::text(200, "x"), "class").status, 422);
 }
