@@ -4,6 +4,7 @@
 #include "lib/base/files.hpp"
 #include "lib/base/text.hpp"
 #include "lib/hostops/host_ops.hpp"
+#include "lib/hostops/start.hpp"
 #include "lib/queue/broker.hpp"
 
 #include <CLI/CLI.hpp>
@@ -20,7 +21,7 @@ constexpr int kPartly = 3;
 
 struct Options {
     std::string state, kinds = "all", deployment, host, amqp_file, queue;
-    double grace_s = 10;
+    double grace_s = 10, limit_s = 300;
     bool json = false;
 };
 
@@ -45,6 +46,18 @@ int stop(Options const& options) {
         for (auto const& entry : report->left) fmt::print("left {}\n", entry);
     }
     return report->left.empty() ? 0 : kPartly;
+}
+
+int start(Options const& options) {
+    auto report = hostops::start(options.state, std::chrono::milliseconds(static_cast<std::int64_t>(options.limit_s * 1000)));
+    if (!report) return failed(report.error());
+    if (options.json) fmt::print("{}\n", dump(Json(*report)));
+    bool all = true;
+    for (auto const& unit : report->units) {
+        all = all && unit.state == UnitState::Ready;
+        if (!options.json) fmt::print("{} {} pid {}{}{}\n", wire(unit.state), unit.entry, unit.pid, unit.detail.empty() ? "" : ": ", unit.detail);
+    }
+    return all ? 0 : kPartly;
 }
 
 int scan(Options const& options) {
@@ -109,6 +122,9 @@ void add_host(CLI::App& app, int& exit_code) {
         command->callback([options, action, &exit_code] { exit_code = action(*options); });
         return command;
     };
+    auto* starting = add("start", "Start what the desired state names and does not run, once (hosts without an agent)", start);
+    starting->add_option("--limit", options->limit_s, "Seconds to become ready")->capture_default_str()->check(CLI::NonNegativeNumber);
+    starting->footer("Example:\n  ocrctl host start --state DIR --limit 60 --json\nExit code: 0 all are ready, 3 some are not");
     auto* stopping = add("stop", "End the units of some kinds, by identity", stop);
     stopping->add_option("--kinds", options->kinds, "worker,foreign-worker,agent,server,database,queue,tunnel or all")->capture_default_str();
     stopping->add_option("--grace", options->grace_s, "Seconds to finish before they are killed")->capture_default_str()->check(CLI::NonNegativeNumber);

@@ -23,7 +23,10 @@ Json unit_of(ledger::Entry const& entry) {
     std::string state, detail;
     bool const here = entry.identity && entry.identity->boot == process::boot_id();
     bool const alive = here && process::alive(*entry.identity);
-    if (entry.stopped) {
+    if (entry.kind == "no-agent" && !entry.stopped) {
+        state = "unknown";
+        detail = "agent: false: what was started there is in the ledger on it";
+    } else if (entry.stopped) {
         state = "stopped";
     } else if (alive) {
         state = entry.ready ? "ready" : "starting";
@@ -106,7 +109,9 @@ void print_status(Json const& status) {
         ++hosts;
         auto const name = host.value("host", "");
         auto const connected = host.value("connected", false);
-        if (from_server && !connected) rows.push_back({name, "(agent)", "agent", "away", "", "", "", "its agent is not connected: the rest is what it said last"});
+        auto const agent = host.value("agent", true);
+        if (from_server && !agent) rows.push_back({name, "(no agent)", "", "", "", "", "", "agent: false: its Workers are not supervised, ocrctl deploy starts what is missing"});
+        if (from_server && agent && !connected) rows.push_back({name, "(agent)", "agent", "away", "", "", "", "its agent is not connected: the rest is what it said last"});
         if (!from_server && host.contains("note") && host.value("units", Json::array()).empty()) rows.push_back({name, "", "", "unknown", "", "", "", host.value("note", "")});
         for (auto const& unit : host.value("units", Json::array())) {
             ++all;

@@ -31,7 +31,8 @@ std::vector<std::string> not_ready(Json const& status) {
     std::vector<std::string> names;
     std::size_t units = 0;
     for (auto const& host : status.value("hosts", Json::array())) {
-        if (!host.value("connected", false)) names.push_back("the agent of " + host.value("host", ""));
+        if (host.value("agent", true) && !host.value("connected", false))
+            names.push_back("the agent of " + host.value("host", ""));
         for (auto const& unit : host.value("units", Json::array())) {
             ++units;
             if (unit.value("state", "") != "ready")

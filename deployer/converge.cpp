@@ -59,6 +59,9 @@ Result<void> Converge::bring_back(std::string const& host) {
     if (!build) return std::unexpected(build.error());
     if (*build != deployment->build) return fail(ErrorKind::Conflict, "{}: this server is of build {}, the deployment of {}: a deploy is due", host, *build, deployment->build);
     auto plan = Plan::from(loaded.config, facts);
+    if (auto const* wanted = plan.host(host); wanted && !wanted->desired.agent)
+        return fail(ErrorKind::Conflict,
+                    "{} has no agent (agent: false): its Workers are started by ocrctl deploy alone", host);
 
     SetupContext context;
     context.paths = paths;

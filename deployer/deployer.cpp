@@ -1,5 +1,6 @@
 #include "deployer/deployer.hpp"
 
+#include "deployer/agentless.hpp"
 #include "deployer/host_teardown.hpp"
 #include "deployer/host_setup.hpp"
 #include "deployer/ports.hpp"
@@ -16,6 +17,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <future>
 #include <poll.h>
 #include <thread>
 #include <unistd.h>
@@ -64,7 +66,14 @@ Observed observe_remote(ledger::StatePaths const& paths, ledger::LedgerState con
     auto const* agent = central.find(agent_entry(host));
     observed.agent = agent && agent->open() && agent->identity;
     auto text = read_file(ledger::HostPaths{paths.host(host)}.desired());
-    if (!text || !observed.agent) return observed;
+    if (!text || !agent || !agent->open()) return observed;
+    if (!observed.agent) { // a Host without one: what its last start told
+        if (auto desired = json_to<DesiredState>(std::string_view(*text))) observed.desired = std::move(*desired);
+        if (auto report = agentless_report(paths, host))
+            for (auto const& unit : report->units)
+                if (unit.pid != 0) observed.running.insert(unit.entry);
+        return observed;
+    }
     if (auto desired = json_to<DesiredState>(std::string_view(*text))) {
         for (auto const& unit : desired->units) observed.running.insert(unit.entry);
         observed.desired = std::move(*desired);
@@ -339,6 +348,22 @@ void wait_for_all(Wait& wait) {
                                                                           last.contains(host) ? last[host] : "its agent has not reported to the server"));
 }
 
+/// The Workers of all Hosts without an agent, once the broker is there.
+std::map<std::string, HostOutcome> start_all(ledger::StatePaths const& paths, std::map<std::string, SetupResult> const& hosts, Wait const& wait, std::size_t bound) {
+    std::vector<std::string> names;
+    for (auto const& [host, setup] : hosts) names.push_back(host);
+    std::map<std::string, HostOutcome> outcomes;
+    std::mutex mutex;
+    in_parallel(names, bound, [&](std::string const& host) {
+        auto started = start_agentless(paths, hosts.at(host), left(wait.deadline));
+        HostOutcome outcome{host, started ? started->ready : 0, started ? started->error : std::optional(started.error())};
+        if (!outcome.error) wait.say(fmt::format("{}: {} ready, without agent ({})", host, counted(outcome.workers, "worker"), seconds_since(wait.start)));
+        std::lock_guard lock(mutex);
+        outcomes.emplace(host, std::move(outcome));
+    });
+    return outcomes;
+}
+
 } // namespace
 
 Result<DeployReport> deploy(DeployOptions const& options) {
@@ -409,6 +434,7 @@ Result<DeployReport> deploy(DeployOptions const& options) {
         for (auto const& host : plan.hosts) {
             std::error_code ignored;
             fs::remove(ledger::HostPaths{paths.host(host.name)}.desired(), ignored);
+            fs::remove(ledger::HostPaths{paths.host(host.name)}.report(), ignored);
         }
     }
     auto ledger = ledger::Ledger::open(paths.ledger());
@@ -502,14 +528,15 @@ Result<DeployReport> deploy(DeployOptions const& options) {
         }
     });
     std::vector<std::string> hosts;
+    std::map<std::string, SetupResult> agentless; // Hosts that were set up, and have no agent
     for (auto const& host : plan.hosts) hosts.push_back(host.name);
     in_parallel(hosts, static_cast<std::size_t>(std::max(1, config.parallel_hosts)), [&](std::string const& host) {
         auto result = setup_host(context, host);
         std::lock_guard guard(mutex);
         auto& outcome = wait.outcomes[host];
         outcome.host = host;
-        if (result) wait.hosts.emplace(host, std::move(*result));
-        else outcome.error = result.error();
+        if (!result) outcome.error = result.error();
+        else (result->plan.desired.agent ? wait.hosts : agentless).emplace(host, std::move(*result));
     });
     for (auto const& [host, outcome] : wait.outcomes)
         if (outcome.error) say(fmt::format("{}", outcome.error->message()));
@@ -520,16 +547,20 @@ Result<DeployReport> deploy(DeployOptions const& options) {
         wait_for_local(wait, plan.local_host, true);
         if (!wait.outcomes[plan.local_host].error) {
             crash_point("deploy.after-services-ready");
+            auto alone = std::async(std::launch::async, [&] { return start_all(paths, agentless, wait, static_cast<std::size_t>(std::max(1, config.parallel_hosts))); });
             wait_for_all(wait);
+            for (auto& [host, outcome] : alone.get()) wait.outcomes[host] = std::move(outcome);
         } else {
+            for (auto const& [host, setup] : agentless) wait.outcomes[host].error = Error(ErrorKind::Unavailable, fmt::format("{}: the server is not running", host));
             for (auto const& [host, setup] : wait.hosts)
                 if (!wait.outcomes[host].error) wait.outcomes[host].error = Error(ErrorKind::Unavailable, fmt::format("{}: the server is not running", host));
         }
     }
     crash_point("deploy.before-ready");
     std::vector<ledger::Record> ready;
-    for (auto const& [host, setup] : wait.hosts)
-        if (!wait.outcomes[host].error) ready.push_back(ledger::ready(agent_entry(host)));
+    for (auto const* those : {&wait.hosts, &agentless})
+        for (auto const& [host, setup] : *those)
+            if (!wait.outcomes[host].error) ready.push_back(ledger::ready(agent_entry(host)));
     if (!ready.empty()) {
         written = ledger->append(std::move(ready));
         if (!written) return std::unexpected(written.error());

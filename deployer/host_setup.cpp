@@ -1,5 +1,6 @@
 #include "deployer/host_setup.hpp"
 
+#include "deployer/agentless.hpp"
 #include "lib/base/crash_point.hpp"
 #include "lib/base/files.hpp"
 #include "lib/base/text.hpp"
@@ -119,7 +120,8 @@ Result<std::optional<process::Identity>> find_agent(HostDriver& driver, std::str
 Result<void> write_host_secrets(SetupContext& context, HostDriver& driver, Plan const& whole, HostPlan const& plan) {
     ledger::HostPaths there{plan.state};
     auto url = amqp_url(context.queue_user, context.queue_password, plan.amqp_host, plan.amqp_port, context.config->process_queue.vhost);
-    std::vector<std::pair<std::string, std::string>> secrets{{kAmqpUrl, url}, {kAgentToken, context.token}};
+    std::vector<std::pair<std::string, std::string>> secrets{{kAmqpUrl, url}};
+    if (plan.desired.agent) secrets.emplace_back(kAgentToken, context.token);
     bool foreign = std::ranges::any_of(plan.desired.units, [](auto const& unit) { return unit.kind == UnitKind::ForeignWorker; });
     if (foreign) secrets.emplace_back(kMongoUrl, mongo_url(context.config->database.credentials, plan.mongo_host, plan.mongo_port));
     for (auto const& worker : whole.foreign)
@@ -181,7 +183,16 @@ Result<void> wait_until_gone(HostDriver& driver, process::Identity const& identi
     }
 }
 
-/// Ends the agent alone: what it supervises goes on and is adopted by the next one.
+std::string model_package(std::string const& model) {
+    auto name = model;
+    if (name.starts_with("script/")) return "tesseract-ocr-script-" + name.substr(7, 4);
+    for (auto& c : name)
+        if (c == '_') c = '-';
+    return "tesseract-ocr-" + name;
+}
+
+} // namespace
+
 Result<void> end_agent(HostDriver& driver, HostPlan const& plan, process::Identity const& agent) {
     if (driver.local()) {
         if (auto client = ControlClient::connect(plan.state)) {
@@ -200,16 +211,6 @@ Result<void> end_agent(HostDriver& driver, HostPlan const& plan, process::Identi
     }
     return wait_until_gone(driver, agent, std::chrono::seconds(5));
 }
-
-std::string model_package(std::string const& model) {
-    auto name = model;
-    if (name.starts_with("script/")) return "tesseract-ocr-script-" + name.substr(7, 4);
-    for (auto& c : name)
-        if (c == '_') c = '-';
-    return "tesseract-ocr-" + name;
-}
-
-} // namespace
 
 std::map<std::string, std::string> login_environment(HostDriver& driver) {
     std::map<std::string, std::string> env;
@@ -299,10 +300,12 @@ Result<SetupResult> setup_host(SetupContext& context, std::string const& host) {
     auto driver = driver_for(host, record);
     if (!driver) return during(driver.error());
 
+    std::string boot; // of another machine
     if (!wanted->local) {
         crash_point("deploy.after-remote-connect");
         auto look = (*driver)->look();
         if (!look) return during(look.error());
+        boot = look->boot;
         auto root = wanted->config->state.empty() ? look->state_root : wanted->config->state;
         auto folder = (fs::path(root) / context.config->name / "hosts" / host).lexically_normal().string();
         if (!fs::path(folder).is_absolute()) return fail(ErrorKind::Invalid, "{}: state: {} is not an absolute path", host, root);
@@ -352,6 +355,15 @@ Result<SetupResult> setup_host(SetupContext& context, std::string const& host) {
     SetupResult result;
     result.plan = *wanted;
     result.plan.desired = *desired;
+    result.record = record;
+    if (!desired->agent) {
+        auto prepared = prepare_agentless(context, **driver, *wanted, boot);
+        if (!prepared) return during(prepared.error());
+        auto put = (*driver)->put(there.desired().string(), dump(Json(*desired)) + "\n", 0644);
+        if (!put) return during(put.error());
+        crash_point("deploy.after-agentless-desired");
+        return result;
+    }
 
     // The agent: known and alive, alive but unknown, or to be started.
     auto state = context.ledger->replay();

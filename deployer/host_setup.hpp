@@ -56,10 +56,14 @@ struct SetupContext {
 /// The Host's plan, with its folder and generation filled in, once its agent runs and was told.
 struct SetupResult {
     HostPlan plan;
-    process::Identity agent;
+    HostRecord record;
+    process::Identity agent; // none on a Host without: nothing was started there (agentless.hpp)
     bool started = false; // its agent was started by this call
 };
 Result<SetupResult> setup_host(SetupContext& context, std::string const& host);
+
+/// Ends the agent alone: what it supervises goes on and is adopted by the next one.
+Result<void> end_agent(HostDriver& driver, HostPlan const& plan, process::Identity const& agent);
 
 /// The part of a login's environment that programs of others need (PATH, OCRD_*, ...), as the user's own shell has it there. OCR-D
 /// starts Workers from such a shell, so this is where users set them. Empty if the shell does not tell.

@@ -52,7 +52,7 @@ void tidy_central(ledger::StatePaths const& paths) {
     std::error_code error;
     for (auto const& host : fs::directory_iterator(paths.hosts(), error)) {
         ledger::HostPaths here{host.path()};
-        for (auto const& path : {here.desired(), here.closing(), here.lease(), here.lock(), here.secrets(), here.tmp(), here.root / "bin", here.root / "agent.sock", here.socket()})
+        for (auto const& path : {here.desired(), here.report(), here.closing(), here.lease(), here.lock(), here.secrets(), here.tmp(), here.root / "bin", here.root / "agent.sock", here.socket()})
             remove_tree(path);
         fs::remove(host.path(), error); // an empty one
     }

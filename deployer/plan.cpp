@@ -136,7 +136,8 @@ Json settings_of(config::Deployment const& config, Facts const& facts, Plan cons
         foreign.push_back({{"slot", worker.slot},
                            {"processor", worker.processor},
                            {"amqp_file", worker.vhost.empty() ? std::string() : (facts.state.secrets() / worker_amqp_name(worker.vhost)).string()},
-                           {"internal_url", config.internal_callback_url.empty() ? worker.server : std::string()}});
+                           {"internal_url", config.internal_callback_url.empty() ? worker.server : std::string()},
+                           {"agent", worker.agent}});
     std::string internal = config.internal_callback_url;
     while (internal.ends_with('/')) internal.pop_back();
     return Json{
@@ -257,7 +258,7 @@ Plan Plan::from(config::Deployment const& config, Facts const& facts) {
                 plan.problems.push_back(fmt::format("hosts: {}: reach: tunnel is not supported by this version; set reach: direct, and listen.address and "
                                                     "process_queue.address to an address of this machine that {} can reach",
                                                     name, name));
-            if (!host->agent) plan.problems.push_back(fmt::format("hosts: {}: agent: false is not supported by this version", name));
+            entry.desired.agent = host->agent;
             auto server = seen_from(*host, config.listen.address);
             if (server.empty() && host->reach == config::Reach::Direct)
                 plan.problems.push_back(fmt::format("hosts: {}: the server listens on {}, which says nothing to another machine: set listen.address to the address "
@@ -304,7 +305,7 @@ Plan Plan::from(config::Deployment const& config, Facts const& facts) {
                         auto unit = foreign_unit(config, facts, entry, group, replica, vhost);
                         if (plan.rabbitmq && first) unit.needs = {"queue"};
                         entry.desired.units.push_back(std::move(unit));
-                        plan.foreign.push_back({slot, group.processor, name, vhost, entry.desired.server});
+                        plan.foreign.push_back({slot, group.processor, name, vhost, entry.desired.server, entry.desired.agent});
                         if (plan.rabbitmq) plan.rabbitmq->worker_vhosts.push_back(vhost);
                     }
                     continue;
@@ -360,6 +361,10 @@ std::string detail(Plan const& plan, UnitSpec const& unit) {
     return "";
 }
 
+std::string detail(Plan const& plan, HostPlan const& host, UnitSpec const& unit) {
+    return detail(plan, unit) + (host.desired.agent ? "" : ", without agent");
+}
+
 /// A unit as it matters to its agent; a change of anything here restarts it.
 bool same_unit(UnitSpec const& a, UnitSpec const& b) { return Json(a) == Json(b); }
 
@@ -371,7 +376,8 @@ std::vector<Change> changes(Plan const& plan, std::map<std::string, Observed> co
         auto found = observed.find(host.name);
         Observed const none;
         Observed const& now = found == observed.end() ? none : found->second;
-        result.push_back({host.name, now.agent ? Verb::Keep : Verb::Start, "agent", host.local ? "this machine" : host.config ? fmt::format("ssh {}:{}", host.config->address, host.config->port) : ""});
+        if (!host.desired.agent && now.agent) result.push_back({host.name, Verb::Stop, "agent", "agent: false"});
+        if (host.desired.agent) result.push_back({host.name, now.agent ? Verb::Keep : Verb::Start, "agent", host.local ? "this machine" : host.config ? fmt::format("ssh {}:{}", host.config->address, host.config->port) : ""});
         for (auto const& unit : host.desired.units) {
             Verb verb = Verb::Start;
             if (now.running.contains(unit.entry)) {
@@ -380,7 +386,7 @@ std::vector<Change> changes(Plan const& plan, std::map<std::string, Observed> co
                     for (auto const& before : now.desired->units)
                         if (before.entry == unit.entry && same_unit(before, unit)) verb = Verb::Keep;
             }
-            result.push_back({host.name, verb, what(unit), detail(plan, unit)});
+            result.push_back({host.name, verb, what(unit), detail(plan, host, unit)});
         }
         for (auto const& entry : now.running) {
             bool wanted = std::ranges::any_of(host.desired.units, [&](auto const& unit) { return unit.entry == entry; });

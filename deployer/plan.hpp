@@ -35,6 +35,7 @@ struct ForeignWorker {
     std::string slot, processor, host;
     std::string vhost;      // its own; "" = it shares the common one (external broker)
     std::string server;     // the processing server as seen from its Host: where its callbacks go
+    bool agent = true;      // false: nobody reports of it
 };
 
 struct HostPlan {

@@ -36,11 +36,7 @@ Result<void> Supervisor::adopt() {
         auto identity = entry.exited ? std::nullopt : entry.identity;
         bool written = identity.has_value();
         if (identity && !process::alive(*identity)) identity.reset();
-        if (!identity && !written)
-            for (auto const& process_ : found) { // the leader of the session is the one that was started
-                auto row = process_.entry == name_ ? process::row_of(process_.identity.pid) : std::nullopt;
-                if (row && row->session == process_.identity.pid) identity = process_.identity;
-            }
+        if (!identity && !written) identity = hostops::find_unit(found, name_);
         auto pidfd = identity ? process::open_pidfd(*identity) : Result<Fd>(fail(ErrorKind::NotFound, "ended"));
         if (pidfd) {
             if (!written && !agent_.record(ledger::identity(name_, *identity)))
@@ -48,7 +44,7 @@ Result<void> Supervisor::adopt() {
             unit->identity = identity;
             unit->pidfd = std::move(*pidfd);
             std::error_code ignored;
-            auto size = fs::file_size(log_file(*unit), ignored);
+            auto size = fs::file_size(hostops::unit_log(home(), unit->spec), ignored);
             unit->log_start = ignored ? 0 : size;
             begin(unit);
             bool ready = entry.ready || unit->spec.ready.kind == "started";

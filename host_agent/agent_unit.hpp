@@ -69,25 +69,4 @@ using UnitPtr = std::shared_ptr<Unit>;
 /// 0, 1, 2, 4 ... 30 s after the first, second, third ... failure in a row.
 std::chrono::seconds restart_delay(int failures);
 
-/// The last line with text in it that a process wrote to its log since `from`, and its end (at most 8 KiB).
-struct LogEnd {
-    std::string last_line, text;
-};
-LogEnd log_end(std::filesystem::path const& log, std::uintmax_t from);
-
-/// What the report says about an exit: "ended with code 1: cannot open port".
-std::string exit_detail(process::ExitStatus const& status, LogEnd const& log);
-
-/// The argv to start, with the content of files in the place of their words.
-Result<std::vector<std::string>> resolved_argv(std::vector<std::string> argv);
-
-/// Has a process of this session an established TCP connection to the port of "host:port"?
-bool has_connection(int session, std::string_view address);
-
-/// The first of these addresses that does not accept a connection, "" if all do.
-awaitable<std::string> first_silent(std::vector<std::string> addresses);
-
-/// One try whether a unit answers as its Readiness wants (tcp, http, exec; `env` is for exec).
-awaitable<bool> answers(Readiness readiness, std::map<std::string, std::string> env, std::string cwd);
-
 } // namespace ocrctl::host_agent

@@ -57,28 +57,12 @@ void Supervisor::set_state(Unit& unit, UnitState state, std::string detail) {
     agent_.notify();
 }
 
+hostops::UnitHome Supervisor::home() const {
+    return {agent_.paths, agent_.desired.deployment, agent_.desired.host};
+}
+
 process::Marks Supervisor::marks(Unit const& unit) const {
-    return {agent_.desired.deployment, agent_.desired.host, unit.spec.entry};
-}
-
-/// The marks and what the specification says; the secrets come from their files.
-Result<std::map<std::string, std::string>> Supervisor::environment(Unit const& unit) const {
-    auto env = unit.spec.env;
-    for (auto const& [variable, file] : unit.spec.env_files) {
-        auto content = read_file(file);
-        if (!content) return fail(content.error().during(variable));
-        env[variable] = trim(*content);
-    }
-    env[process::kDeploymentMark] = agent_.desired.deployment;
-    env[process::kHostMark] = agent_.desired.host;
-    env[process::kEntryMark] = unit.spec.entry;
-    env["OCRCTL_AGENT_SOCKET"] = agent_.paths.socket().string();
-    return env;
-}
-
-fs::path Supervisor::log_file(Unit const& unit) const {
-    if (!unit.spec.log.empty()) return unit.spec.log;
-    return agent_.paths.logs() / (ledger::entry_file_name(unit.spec.entry) + ".log");
+    return hostops::unit_marks(home(), unit.spec);
 }
 
 UnitPtr Supervisor::find(std::string const& entry) const {
@@ -191,7 +175,7 @@ awaitable<void> Supervisor::supervise(UnitPtr unit) {
             continue;
         }
         if (!unit->spec.needs_tcp.empty() && !std::exchange(unit->served, false)) {
-            auto silent = co_await first_silent(unit->spec.needs_tcp);
+            auto silent = co_await hostops::first_silent(unit->spec.needs_tcp);
             unit->served = silent.empty();
             if (unit->served) continue; // much may have changed meanwhile
             set_state(*unit, UnitState::Waiting, fmt::format("waits for {}", silent));
@@ -218,45 +202,19 @@ void Supervisor::failed_start(Unit& unit, Error const& error) {
 }
 
 void Supervisor::start(UnitPtr const& unit) {
-    auto env = environment(*unit);
-    if (!env) return failed_start(*unit, env.error());
-    auto argv = resolved_argv(unit->spec.argv);
-    if (!argv) return failed_start(*unit, argv.error());
-    auto log_path = log_file(*unit);
-    if (auto made = make_folder(log_path.parent_path()); !made) return failed_start(*unit, made.error());
-    Json spec = unit->spec;
-    spec["deployment"] = agent_.desired.deployment;
-    auto written = agent_.book->append(
-        ledger::intent(unit->spec.entry, std::string(wire(unit->spec.kind)), agent_.desired.host, std::move(spec)));
-    if (!written) return failed_start(*unit, written.error());
-    unit->recorded = true;
-    crash_point("agent.after-intent");
-
-    process::SpawnOptions options_;
-    options_.argv = std::move(*argv);
-    options_.env = std::move(*env);
-    options_.cwd = unit->spec.cwd;
-    options_.log = log_path;
-    std::error_code no_log;
-    auto size = fs::file_size(log_path, no_log);
-    unit->log_start = no_log ? 0 : size;
-    auto child = process::spawn(options_);
-    if (!child) {
-        agent_.record(ledger::exited(unit->spec.entry, child.error().message()));
-        return failed_start(*unit, child.error());
-    }
-    crash_point("agent.after-spawn");
-    unit->identity = child->identity;
-    unit->pidfd = std::move(child->pidfd);
+    auto start = hostops::start_unit(*agent_.book, home(), unit->spec, "agent");
+    unit->recorded |= start.recorded;
+    if (!start.child) return failed_start(*unit, *start.error);
+    unit->log_start = start.log_start;
+    unit->identity = start.child->identity;
+    unit->pidfd = std::move(start.child->pidfd);
     begin(unit);
     set_state(*unit, UnitState::Starting, "");
-    if (!agent_.record(ledger::identity(unit->spec.entry, child->identity))) {
-        // The search by marks would find it; but what cannot be recorded is better not run.
+    if (start.error) { // it was killed, since the ledger cannot be written
+        agent_.log.error("ledger.failed", kv(field::kError, start.error->message()));
         unit->late = true;
-        (void)process::signal_group(child->identity, SIGKILL);
         return;
     }
-    crash_point("agent.after-identity");
     if (unit->spec.ready.kind == "started") mark_ready(*unit);
 }
 
@@ -287,12 +245,7 @@ awaitable<void> Supervisor::probe(UnitPtr unit, int incarnation) {
     auto current = [&] { return unit->incarnation == incarnation && unit->running && !unit->exit && !unit->ready; };
     auto delay = 20ms;
     while (current()) {
-        auto env = environment(*unit);
-        auto readiness = unit->spec.ready;
-        auto variables = env ? *env : std::map<std::string, std::string>{};
-        bool answered = false;
-        if (readiness.kind == "connected") answered = has_connection(unit->identity->pid, readiness.address);
-        else answered = co_await answers(std::move(readiness), std::move(variables), unit->spec.cwd);
+        auto answered = co_await hostops::unit_answers(home(), unit->spec, *unit->identity);
         if (!current()) co_return;
         if (answered) {
             mark_ready(*unit);
@@ -315,7 +268,7 @@ void Supervisor::mark_ready(Unit& unit) {
 
 void Supervisor::after_exit(Unit& unit) {
     auto status = *unit.exit;
-    auto detail = exit_detail(status, log_end(log_file(unit), unit.log_start));
+    auto detail = hostops::exit_detail(status, hostops::log_end(hostops::unit_log(home(), unit.spec), unit.log_start));
     if (unit.late) detail = fmt::format("was not ready within {} s", unit.spec.ready.timeout_s);
     if (unit.hung)
         detail = fmt::format("gave no sign of life for {} s and was killed",
@@ -376,9 +329,9 @@ awaitable<void> Supervisor::end(UnitPtr unit) {
     } else if (!unit->spec.stop_argv.empty() && !unit->exit) {
         process::SpawnOptions ask;
         ask.argv = unit->spec.stop_argv;
-        if (auto env = environment(*unit)) ask.env = *env;
+        if (auto env = hostops::unit_environment(home(), unit->spec)) ask.env = *env;
         ask.cwd = unit->spec.cwd;
-        ask.log = log_file(*unit);
+        ask.log = hostops::unit_log(home(), unit->spec);
         auto child = process::spawn(ask);
         if (child) {
             agent_.tasks.spawn("stop command", reap(std::move(*child)));

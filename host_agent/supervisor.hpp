@@ -3,6 +3,7 @@
 #pragma once
 
 #include "host_agent/agent_state.hpp"
+#include "lib/hostops/unit_process.hpp"
 
 #include <boost/asio/thread_pool.hpp>
 #include <map>
@@ -56,8 +57,7 @@ private:
 
     std::string unmet(Unit const& unit) const;
     process::Marks marks(Unit const& unit) const;
-    Result<std::map<std::string, std::string>> environment(Unit const& unit) const;
-    std::filesystem::path log_file(Unit const& unit) const;
+    hostops::UnitHome home() const;
 
     AgentState& agent_;
     asio::thread_pool blocking_{4}; // ending processes waits for them

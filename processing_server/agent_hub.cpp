@@ -133,7 +133,27 @@ void AgentHub::read_desired(std::string const& host, Agent& agent) {
     }
     agent.desired_time = time;
     agent.desired_generation = desired->generation;
+    agent.none = !desired->agent;
     agent.desired = std::move(*text);
+}
+
+void AgentHub::read_start_report(std::string const& host, Agent& agent) {
+    auto file = settings_.state / "hosts" / host / "report.json";
+    std::error_code problem;
+    auto time = std::filesystem::last_write_time(file, problem);
+    if (problem || time == agent.report_time) return;
+    auto text = read_file(file);
+    if (!text) return;
+    agent.report_time = time;
+    auto report = json_to<HostReport>(std::string_view(*text));
+    if (!report) {
+        log_.error("report.unreadable", kv(field::kPath, file.native()), kv(field::kError, report.error().message()));
+        return;
+    }
+    agent.report = std::move(*report);
+    agent.report.host = host;
+    if (on_start_report) on_start_report(agent.report);
+    changed();
 }
 
 void AgentHub::send_desired(Agent& agent) {
@@ -166,7 +186,9 @@ awaitable<void> AgentHub::watch() {
         if (lease) lease_at = now + kLease;
         for (auto& [host, agent] : agents_) {
             read_desired(host, agent);
-            if (agent.socket) {
+            if (agent.none && !agent.socket) {
+                read_start_report(host, agent);
+            } else if (agent.socket) {
                 send_desired(agent);
                 if (lease) agent.socket->post(dump(Json{{"op", "lease"}}));
             } else if (converger_ != nullptr && !agent.bringing_back && now > agent.away_since + kSilence && !closing()) {
@@ -194,7 +216,7 @@ awaitable<void> AgentHub::bring_back(std::string host) {
 
 std::map<std::string, AgentHub::Host> AgentHub::hosts() const {
     std::map<std::string, Host> all;
-    for (auto const& [host, agent] : agents_) all[host] = Host{agent.report, agent.socket != nullptr};
+    for (auto const& [host, agent] : agents_) all[host] = Host{agent.report, agent.socket != nullptr, !agent.none || agent.socket != nullptr};
     return all;
 }
 

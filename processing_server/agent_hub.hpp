@@ -16,7 +16,8 @@ namespace ocrctl::server {
 
 /// Lives on the io thread. Hosts are those that have a folder STATE/hosts/H with a desired.json, and those that dialled
 /// in. A host that is away for more than a second is brought back through the Converger, with growing pauses, unless
-/// the deployment is closing or the server stops.
+/// the deployment is closing or the server stops. Of a host without an agent (its desired.json says so) all that is known
+/// is what its last start told: STATE/hosts/H/report.json.
 class AgentHub {
 public:
     AgentHub(asio::any_io_executor io, Settings const& settings, Converger* converger);
@@ -31,6 +32,7 @@ public:
     struct Host {
         HostReport report;
         bool connected = false;
+        bool agent = true; // false: it has none
     };
     std::map<std::string, Host> hosts() const;
     /// Workers that are READY, by Processor.
@@ -40,6 +42,8 @@ public:
 
     /// After each report, and when a host comes or goes.
     std::function<void(HostReport const&)> on_report;
+    /// After each start on a host without an agent, and once at the beginning.
+    std::function<void(HostReport const&)> on_start_report;
     std::function<void()> on_change;
     /// Does this Job still want to be worked on?
     std::function<bool(JobId const&)> wanted;
@@ -53,6 +57,8 @@ private:
         std::filesystem::file_time_type desired_time{};
         std::int64_t desired_generation = 0, sent_generation = -1;
         std::string desired; // the file's content
+        bool none = false;   // the host has no agent
+        std::filesystem::file_time_type report_time{};
         std::set<std::pair<std::string, std::string>> cancelled; // slot, job: told already
     };
     awaitable<void> serve(std::shared_ptr<net::WebSocket> socket, net::Request request);
@@ -60,6 +66,7 @@ private:
     awaitable<void> bring_back(std::string host);
     void received(std::string const& host, Agent& agent, Json const& message);
     void read_desired(std::string const& host, Agent& agent);
+    void read_start_report(std::string const& host, Agent& agent);
     void send_desired(Agent& agent);
     void changed();
 

@@ -66,10 +66,12 @@ std::string last_error(std::string const& file) {
 struct ForeignWorkers::Place {
     std::string slot, processor, host;
     std::string internal_url; // how it reaches the server; empty: as all do
+    bool agent = true;        // false: nobody reports of it
     std::unique_ptr<queue::Publisher> publisher;
     JobId job;           // empty: free
     bool usable = false; // a Worker consumes, as far as is known
     bool looking = false, doubting = false, doubted_again = false;
+    bool known = false; // the broker answered when it was looked for the last time
     Clock::time_point looked{};
     bool reported = false; // by its host's agent; then the next three say how it is
     int pid = 0, restarts = 0;
@@ -130,6 +132,7 @@ Result<void> ForeignWorkers::start(std::string const& own_url) {
         place->processor = one.processor;
         place->host = one.slot.substr(0, one.slot.find('/'));
         place->internal_url = one.internal_url;
+        place->agent = one.agent;
         while (place->internal_url.ends_with('/')) place->internal_url.pop_back();
         place->publisher = connect(*url, place.get());
         places_.push_back(std::move(place));
@@ -267,8 +270,8 @@ Json ForeignWorkers::status() const {
 
 // A Worker that reaches this machine only over the network: then all are told the TCP address.
 bool ForeignWorkers::anybody_elsewhere() const {
-    return std::ranges::any_of(places_, [&](auto const& place) {
-        auto boot = boots_.find(place->host);
+    return std::ranges::any_of(settings_.foreign_workers, [&](auto const& one) {
+        auto boot = boots_.find(one.slot.substr(0, one.slot.find('/')));
         return boot != boots_.end() && !boot->second.empty() && boot->second != boot_id_;
     });
 }
@@ -304,6 +307,27 @@ void ForeignWorkers::reported(HostReport const& report) {
     }
 }
 
+void ForeignWorkers::started(HostReport const& report) {
+    boots_[report.host] = report.boot_id;
+    for (auto const& unit : report.units) {
+        auto* place = place_at(unit.entry);
+        if (place == nullptr || unit.pid == 0) continue;
+        auto another = place->pid != 0 && place->pid != unit.pid;
+        place->pid = unit.pid;
+        place->looked = {};
+        if (!another || place->job.empty()) continue;
+        place->gone = place->blame = true; // the one that was given the Job is not the one that runs now
+        tasks_.spawn("worker gone", doubt(*place));
+    }
+    book_.wake().notify_all();
+}
+
+std::optional<bool> ForeignWorkers::consumes(std::string_view slot) const {
+    for (auto const& place : places_)
+        if (place->slot == slot) return place->known ? std::optional(place->usable) : std::nullopt;
+    return std::nullopt;
+}
+
 void ForeignWorkers::away(std::string const& host) {
     for (auto& place : places_)
         if (place->host == host) place->reported = false;
@@ -317,7 +341,7 @@ void ForeignWorkers::linked(Place* place, queue::LinkEvent const& event) {
         for (auto& [id, given] : out_)
             if (given.place == place) given.lost_link = given.innocent = true;
         if (place != nullptr)
-            place->usable = false;
+            place->usable = place->known = false;
         else
             for (auto& [processor, lane] : lanes_) lane->consumers = 0;
         return;
@@ -347,6 +371,7 @@ awaitable<void> ForeignWorkers::look_at(Place& place) {
     };
     auto looked = co_await place.publisher->with_session(std::move(look), kBroker);
     place.usable = looked && state->consumers > 0;
+    place.known = looked || looked.error().kind() == ErrorKind::NotFound;
     place.looking = false;
     place.looked = Clock::now();
     book_.wake().notify_all();
@@ -683,8 +708,11 @@ awaitable<void> ForeignWorkers::tick() {
         auto now = Clock::now();
         // Nobody but the broker tells whether a Worker without an agent lives: one that is started again must not be
         // taken for it.
-        for (auto const& place : places_)
+        for (auto const& place : places_) {
             if (!place->job.empty() && !place->reported) tasks_.spawn("doubt", doubt(*place));
+            if (!place->agent && !place->looking && now - place->looked >= kCompare)
+                tasks_.spawn("look for a Worker", look_at(*place)); // for the status
+        }
         for (auto& [processor, lane] : lanes_)
             if (!lane->jobs.empty()) tasks_.spawn("guard", guard(*lane));
         if (now - compared < kCompare) continue;

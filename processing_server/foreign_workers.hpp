@@ -48,6 +48,8 @@ public:
     /// A Worker says that this Job has ended.
     void called_back(JobId const& id);
     void reported(HostReport const& report);
+    /// What a start on a host without an agent told: which machine that is, which processes it started.
+    void started(HostReport const& report);
     /// Its agent does not report any more.
     void away(std::string const& host);
     /// Takes a published Job out of the queue again; false: a Worker has it.
@@ -62,6 +64,9 @@ public:
         return documents_.path_of_workspace(std::move(workspace_id));
     }
 
+    /// Does the supervised Worker of this slot consume its queue? Nothing: not known, or it shares the queue with
+    /// others.
+    std::optional<bool> consumes(std::string_view slot) const;
     /// For /v1/status: the places.
     Json status() const;
     /// What keeps a METS from being saved: workspace -> sentence. Its Jobs are tried again.

@@ -104,11 +104,37 @@ std::vector<std::string> processors_of(RouteContext const& c) {
     return names;
 }
 
+namespace {
+
+/// Nobody watches these: what is known is which process was started and, where it has a queue of its own, whether that is
+/// consumed.
+void describe_unwatched(RouteContext const& c, Json& host) {
+    for (auto& unit : host["units"]) {
+        auto consumes = c.foreign != nullptr ? c.foreign->consumes(unit.value("entry", std::string())) : std::nullopt;
+        if (consumes && *consumes) {
+            unit["state"] = wire(UnitState::Ready);
+            unit["detail"] = "";
+        } else if (unit.value("pid", 0) == 0) {
+            unit["state"] = wire(UnitState::Failed); // and its start told why
+        } else if (consumes) {
+            unit["state"] = wire(UnitState::Failed);
+            unit["detail"] = "does not consume its queue: ocrctl deploy starts it again, if it has ended";
+        } else {
+            unit["state"] = "unknown";
+            unit["detail"] = "was started, and is not supervised";
+        }
+    }
+}
+
+} // namespace
+
 Json status_document(RouteContext const& c) {
     Json hosts = Json::array();
     for (auto const& [name, host] : c.agents.hosts()) {
         Json one(host.report);
         one["connected"] = host.connected;
+        one["agent"] = host.agent;
+        if (!host.agent) describe_unwatched(c, one);
         hosts.push_back(std::move(one));
     }
     Json jobs = Json::object();

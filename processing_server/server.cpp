@@ -108,6 +108,9 @@ awaitable<Result<void>> ProcessingServer::Parts::start() {
 
     book->on_end = [this](Job const& job) { job_ended(job); };
     agents.on_report = [this](HostReport const& report) { agent_reported(report); };
+    agents.on_start_report = [this](HostReport const& report) {
+        if (foreign) foreign->started(report);
+    };
     agents.on_change = [this] {
         ++version;
         dispatcher->set_ready(agents.ready());

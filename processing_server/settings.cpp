@@ -40,7 +40,7 @@ Result<Settings> read_settings(std::filesystem::path const& state) {
         s.ocrd_durable_exchange = json.value("ocrd_durable_exchange", false);
         s.ocrd_durable_queues = json.value("ocrd_durable_queues", false);
         for (auto const& one : json.value("foreign_workers", Json::array()))
-            s.foreign_workers.push_back(ForeignWorkerSettings{one.at("slot").get<std::string>(), one.at("processor").get<std::string>(), below(one.value("amqp_file", "")), one.value("internal_url", "")});
+            s.foreign_workers.push_back(ForeignWorkerSettings{one.at("slot").get<std::string>(), one.at("processor").get<std::string>(), below(one.value("amqp_file", "")), one.value("internal_url", ""), one.value("agent", true)});
         for (auto const& path : json.value("tools", std::vector<std::string>{})) s.tools.push_back(below(path));
     } catch (Json::exception const& problem) {
         return fail(ErrorKind::Invalid, "{}: {}", file.native(), problem.what());

@@ -27,6 +27,7 @@ struct ForeignWorkerSettings {
     std::string processor;
     std::filesystem::path amqp_file; // holds the URL of its vhost; empty: it consumes on the common vhost, that of Settings::amqp_file
     std::string internal_url;        // how it reaches the server; "": Settings::internal_url
+    bool agent = true;               // false: nobody reports of it, only the broker knows
 };
 
 /// server.json:
@@ -37,7 +38,7 @@ struct ForeignWorkerSettings {
 ///    "log_level":"info", "max_body":16777216, "mongo_file":"/state/secrets/mongo-url",
 ///    "internal_url":"http://10.0.0.5:8080", "use_tcp_mets":false,
 ///    "foreign_workers":[{"slot":"ocr1/ocrd-dummy-1/shard-0/rep-0","processor":"ocrd-dummy","amqp_file":"/state/secrets/amqp-worker~ocr1~...",
-///                        "internal_url":"http://10.0.0.5:8080"}],
+///                        "internal_url":"http://10.0.0.5:8080", "agent":true}],
 ///    "ocrd_durable_exchange":false, "ocrd_durable_queues":false}
 struct Settings {
     std::string name;                         // the deployment's name: part of queue names

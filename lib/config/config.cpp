@@ -454,6 +454,26 @@ void check_parameters_of_groups(Deployment const& c, Reading& reading) {
         }
 }
 
+/// docs/contracts.md, "Deployment": without an agent a host's Workers are started and stopped, nothing more. The Workers that need
+/// no more than that are OCR-D's own.
+void check_agentless(Deployment const& c, Reading& reading) {
+    for (std::size_t h = 0; h < c.hosts.size(); ++h) {
+        auto const& host = c.hosts[h];
+        if (host.agent) continue;
+        if (host.connection == Connection::Local)
+            reading.problem(host_path(h) + ".agent", "false: this machine always has an agent, which looks after the server and the services");
+        for (std::size_t w = 0; w < host.workers.size(); ++w) {
+            auto const& group = host.workers[w];
+            if (group.processor.empty()) continue;
+            if (group.kind == WorkerKind::Managed)
+                reading.problem(worker_path(h, w), fmt::format("{} runs in managed Workers, which take their orders from an agent, but {} has none (agent: false): only foreign Workers can run there",
+                                                               group.processor, host.name));
+            else if (group.deploy_type == DeployType::Docker)
+                reading.problem(worker_path(h, w) + ".deploy_type", fmt::format("docker: {} has no agent (agent: false), so only native Workers can run there", host.name));
+        }
+    }
+}
+
 void check_deploy_types(Deployment const& c, Reading& reading) {
     for (std::size_t h = 0; h < c.hosts.size(); ++h)
         for (std::size_t w = 0; w < c.hosts[h].workers.size(); ++w)
@@ -489,6 +509,7 @@ Loaded load_text(std::string_view yaml, std::filesystem::path const& file) {
                 check_auth(c, reading);
                 check_database(c, reading);
                 check_parameters_of_groups(c, reading);
+                check_agentless(c, reading);
                 check_deploy_types(c, reading);
             }
         }

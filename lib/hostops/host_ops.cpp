@@ -87,31 +87,6 @@ void ask_politely(std::vector<ledger::Entry> const& entries, milliseconds grace)
         }
 }
 
-// Ends entries by what the ledger says of them, and notes it.
-void stop_by_identity(ledger::Ledger& book, std::vector<ledger::Entry> const& entries, milliseconds grace, StopReport& report) {
-    if (entries.empty()) return;
-    ask_politely(entries, grace);
-    std::vector<process::StopTarget> targets;
-    for (auto const& entry : entries) targets.push_back({entry.identity, marks_of(entry), true});
-    auto outcome = process::stop_processes(targets, grace);
-    for (auto const& entry : entries) {
-        bool left = entry.identity && process::alive(*entry.identity);
-        for (auto const& row : outcome.left) {
-            auto marks = process::marks_of(row.identity.pid);
-            if (marks.entry == entry.entry || (entry.identity && row.session == entry.identity->pid)) left = true;
-        }
-        if (left) {
-            report.left.push_back(entry.entry);
-            continue;
-        }
-        for (auto const& path : texts(entry.spec, "remove")) remove_tree(path);
-        for (auto const& path : entry.paths) remove_tree(path);
-        if (auto written = book.append(ledger::stopped(entry.entry)); !written)
-            logger().error("ledger.failed", log::kv("error", written.error().message()));
-        report.stopped.push_back(entry.entry);
-    }
-}
-
 std::vector<ledger::Entry> open_entries(ledger::LedgerState const& state, std::set<std::string> const& kinds) {
     std::vector<ledger::Entry> entries;
     for (auto const& name_ : state.order) {
@@ -189,6 +164,30 @@ Result<void> close(fs::path const& host_dir) {
     return {};
 }
 
+void stop_entries(ledger::Ledger& book, std::vector<ledger::Entry> const& entries, milliseconds grace, StopReport& report) {
+    if (entries.empty()) return;
+    ask_politely(entries, grace);
+    std::vector<process::StopTarget> targets;
+    for (auto const& entry : entries) targets.push_back({entry.identity, marks_of(entry), true});
+    auto outcome = process::stop_processes(targets, grace);
+    for (auto const& entry : entries) {
+        bool left = entry.identity && process::alive(*entry.identity);
+        for (auto const& row : outcome.left) {
+            auto marks = process::marks_of(row.identity.pid);
+            if (marks.entry == entry.entry || (entry.identity && row.session == entry.identity->pid)) left = true;
+        }
+        if (left) {
+            report.left.push_back(entry.entry);
+            continue;
+        }
+        for (auto const& path : texts(entry.spec, "remove")) remove_tree(path);
+        for (auto const& path : entry.paths) remove_tree(path);
+        if (auto written = book.append(ledger::stopped(entry.entry)); !written)
+            logger().error("ledger.failed", log::kv("error", written.error().message()));
+        report.stopped.push_back(entry.entry);
+    }
+}
+
 Result<StopReport> stop(fs::path const& host_dir, std::vector<UnitKind> const& kinds, milliseconds grace) {
     StopReport report;
     ledger::HostPaths paths{host_dir};
@@ -227,7 +226,7 @@ Result<StopReport> stop(fs::path const& host_dir, std::vector<UnitKind> const& k
                 if (std::ranges::find(rest, entry.entry, &ledger::Entry::entry) == rest.end()) report.stopped.push_back(entry.entry);
             before = std::move(rest);
         }
-        stop_by_identity(*book, before, grace, report);
+        stop_entries(*book, before, grace, report);
     }
     return report;
 }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "lib/base/error.hpp"
+#include "lib/ledger/ledger.hpp"
 #include "lib/model/unit.hpp"
 #include "lib/process/process.hpp"
 
@@ -30,6 +31,9 @@ void from_json(Json const& json, StopReport& report);
 /// leaving other units alone). Through the agent while it lives (Workers finish their task within `grace`), by identity
 /// from the host ledger otherwise. Close first, or an agent that is being started elsewhere may start them again.
 Result<StopReport> stop(std::filesystem::path const& host_dir, std::vector<UnitKind> const& kinds, std::chrono::milliseconds grace);
+
+/// Ends these by what the ledger says of them (identity, and marks), and notes it there.
+void stop_entries(ledger::Ledger& book, std::vector<ledger::Entry> const& entries, std::chrono::milliseconds grace, StopReport& report);
 
 struct ScanReport {
     std::vector<process::Found> processes;

@@ -39,6 +39,9 @@ struct HostPaths {
     std::filesystem::path root;
     std::filesystem::path ledger() const { return root / "ledger.jsonl"; }
     std::filesystem::path desired() const { return root / "desired.json"; }
+    std::filesystem::path report() const {
+        return root / "report.json";
+    } // of the last start, on the deploying machine, if it has no agent
     std::filesystem::path lock() const { return root / "agent.lock"; }
     std::filesystem::path closing() const { return root / "closing"; } // while it exists nothing is started
     std::filesystem::path lease() const { return root / "lease.json"; }

@@ -55,8 +55,7 @@ std::optional<std::string> file_of_word(std::string_view word) {
 OCRCTL_JSON_FIELDS(Readiness, kind, address, argv, timeout_s)
 OCRCTL_JSON_FIELDS(UnitSpec, entry, kind, argv, env, env_files, cwd, log, ready, needs, needs_tcp,
                                                 stop_argv, grace_s, restart, also, remove, assignment)
-OCRCTL_JSON_FIELDS(DesiredState, deployment, host, generation, lease_s, server, token_file,
-                                                units)
+OCRCTL_JSON_FIELDS(DesiredState, deployment, host, generation, agent, lease_s, server, token_file, units)
 OCRCTL_JSON_FIELDS(UnitReport, entry, kind, state, pid, since, restarts, detail, last_exit, job,
                                                 processor, jobs_done)
 OCRCTL_JSON_FIELDS(HostReport, deployment, host, agent_build, boot_id, agent_pid,

@@ -55,6 +55,7 @@ struct DesiredState {
     std::string deployment;   // id, the value of OCRCTL_DEPLOYMENT
     std::string host;         // value of OCRCTL_HOST
     std::int64_t generation = 0;
+    bool agent = true; // false: no agent runs there; the units are started once, by `ocrctl host start`
     int lease_s = 86400;
     std::string server;       // "http://127.0.0.1:8080": where the agent dials in; "" = nowhere yet
     std::string token_file;   // the agent's join token

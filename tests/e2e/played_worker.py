@@ -1,13 +1,17 @@
 """An OCR-D program as far as a deployment sees it, where OCR-D is not installed: `NAME worker --database URL --queue URL`.
-Writes what it was started with to OCRD_NETWORK_LOGS_ROOT_DIR/NAME.PID.json, and consumes its queue."""
+Writes what it was started with to OCRD_NETWORK_LOGS_ROOT_DIR/NAME.PID.json, and consumes its queue: each Job is RUNNING while a file
+`hold` lies there, and then a success without any work."""
 
 import argparse
 import json
 import os
 import pathlib
 import sys
+import time
+import urllib.request
 
 from amqp_consumer import AmqpConsumer
+from mongo_rows import set_fields
 
 
 def main():
@@ -27,7 +31,17 @@ def main():
     consumer = AmqpConsumer(given.queue, name)
     (logs / f"{name}.{os.getpid()}.json").write_text(json.dumps({"database": given.database, "queue": given.queue, "environ": dict(os.environ), "cwd": os.getcwd()}))
     print(f"{name}: consuming", flush=True)
-    for _, tag in consumer.deliveries():
+    for body, tag in consumer.deliveries():
+        job = json.loads(body)
+        print(f"{name}: job {job['job_id']}", flush=True)
+        state = lambda word: set_fields(given.database, "DBProcessorJob", {"job_id": job["job_id"]}, {"state": word})
+        state("RUNNING")
+        (logs / f"{job['job_id']}.by").write_text(str(os.getpid()))
+        while (logs / "hold").exists():
+            time.sleep(0.02)
+        state("SUCCESS")
+        result = json.dumps({"job_id": job["job_id"], "state": "SUCCESS", "path_to_mets": job["path_to_mets"]}).encode()
+        urllib.request.urlopen(urllib.request.Request(job["internal_callback_url"], result, {"Content-Type": "application/json"}), timeout=10).close()
         consumer.ack(tag)
 
 

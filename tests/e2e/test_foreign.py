@@ -14,7 +14,9 @@ from amqp_consumer import AmqpConsumer
 from harness import eventually, local_host, processes
 
 
-class Foreign(harness.E2eTest):
+class Played(harness.E2eTest):
+    """A program ocrd-dummy in a PATH of its own, and a MongoDB."""
+
     def setUp(self):
         super().setUp()
         self.bin = self.folder / "bin"
@@ -22,8 +24,9 @@ class Foreign(harness.E2eTest):
         self.program("ocrd-dummy")
         self.path = {"PATH": f"{self.bin}:{os.environ['PATH']}"}
 
-    def program(self, name):
-        file = self.bin / name
+    def program(self, file, name=None):
+        name = name or file
+        file = self.bin / file
         file.write_text(f"#!/bin/sh\nexec env PYTHONPATH={pathlib.Path(__file__).parent} PYTHONDONTWRITEBYTECODE=1 {sys.executable} -c "
                         f"'import sys, runpy; sys.argv[0] = \"{name}\"; runpy.run_module(\"played_worker\", run_name=\"__main__\", alter_sys=False)' \"$@\"\n")
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
@@ -46,6 +49,8 @@ class Foreign(harness.E2eTest):
                 pass
         return found
 
+
+class Foreign(Played):
     def test_foreign_workers_are_started_restarted_and_stopped_with_secrets_in_files_alone(self):
         d = self.deployment([local_host([f"{{name: ocrd-dummy, number_of_instance: 2, env: {{COLOUR: blue}}}}", "{name: ocrd-ocrctl-dummy}"])],
                             self.mongo() + "process_queue: {credentials: {username: hand, password: 'by@hand'}}\n")

@@ -319,6 +319,21 @@ TEST(Config, TellsLocalHostsFromSshHosts) {
               "config.yml:2:44: hosts[0].password: only one of password, path_to_privkey, ssh_agent can be given\n");
 }
 
+TEST(Config, AHostWithoutAnAgentCanOnlyHaveForeignWorkersAndIsAnotherMachine) {
+    std::string const start = "database: {address: db, port: 1, skip_deployment: true}\n"
+                              "hosts:\n"
+                              "  - {address: ocr1, username: u, password: p, agent: false, reach: tunnel, workers: [";
+    EXPECT_EQ(problems(start + "{name: ocrd-dummy}]}\n"), "");
+    EXPECT_EQ(problems(start + "{name: ocrd-dummy}, {name: ocrd-ocrctl-dummy}]}\n"),
+              "config.yml:3:106: hosts[0].workers[1]: ocrd-ocrctl-dummy runs in managed Workers, which take their orders from an agent, but ocr1 has none (agent: false): only "
+              "foreign Workers can run there\n");
+    EXPECT_NE(problems(start + "{name: ocrd-dummy, kind: managed}]}\n").find("config.yml:3:86: hosts[0].workers[0]: ocrd-dummy runs in managed Workers"), std::string::npos);
+    EXPECT_EQ(problems(start + "{name: ocrd-dummy, deploy_type: docker}]}\n"),
+              "config.yml:3:118: hosts[0].workers[0].deploy_type: docker: ocr1 has no agent (agent: false), so only native Workers can run there\n");
+    EXPECT_EQ(problems("hosts:\n  - {connection: local, agent: false}\n"),
+              "config.yml:2:32: hosts[0].agent: false: this machine always has an agent, which looks after the server and the services\n");
+}
+
 TEST(Config, RefusesTwoHostsOfOneName) {
     EXPECT_EQ(problems("hosts:\n  - {name: a, connection: local}\n  - {name: a, connection: local}\n"),
               "config.yml:3:12: hosts[1].name: the name \"a\" belongs to the host of line 2 already\n");

@@ -129,6 +129,61 @@ TEST(PlanTest, AnExternalBrokerIsNotStarted) {
     EXPECT_EQ(plan.queue_user, "u");
 }
 
+constexpr char kAgentless[] = R"(name: demo
+listen: {address: 192.0.2.1, port: 8081}
+auth: none
+process_queue: {address: 192.0.2.1}
+database: {skip_deployment: true, address: db.example, port: 27018}
+hosts:
+  - name: ocr1
+    address: 192.0.2.7
+    username: ocr
+    path_to_privkey: /keys/id
+    reach: direct
+    agent: false
+    workers:
+      - {name: ocrd-dummy, number_of_instance: 2}
+)";
+
+TEST(PlanTest, AHostWithoutAnAgentIsToldSoAndItsWorkersHaveVhostsOfTheirOwn) {
+    auto config = config_of(kAgentless);
+    auto facts = facts_of(config);
+    facts.deployment.hosts["ocr1"].state = "/there";
+    auto plan = Plan::from(config, facts);
+    EXPECT_EQ(joined(plan.problems), "");
+    EXPECT_TRUE(plan.hosts[0].desired.agent);
+    auto const& host = plan.hosts[1];
+    EXPECT_FALSE(host.desired.agent);
+    ASSERT_EQ(host.desired.units.size(), 2u);
+    EXPECT_EQ(host.desired.units[0].kind, UnitKind::ForeignWorker);
+    EXPECT_EQ(host.desired.units[0].ready.kind, "exec");
+    ASSERT_EQ(plan.foreign.size(), 2u);
+    EXPECT_FALSE(plan.foreign[0].agent);
+    EXPECT_NE(plan.foreign[0].vhost, plan.foreign[1].vhost);
+    EXPECT_EQ(plan.server_settings.at("foreign_workers")[0].at("agent"), false);
+    EXPECT_EQ(plan.server_settings.at("foreign_workers")[0].at("internal_url"), "http://192.0.2.1:8081");
+}
+
+TEST(PlanTest, ChangesOfAHostWithoutAnAgentNameItsWorkersAloneAndAnAgentThatGoes) {
+    auto config = config_of(kAgentless);
+    auto facts = facts_of(config);
+    facts.deployment.hosts["ocr1"].state = "/there";
+    auto plan = Plan::from(config, facts);
+    Observed now;
+    now.desired = plan.hosts[1].desired;
+    now.running = {plan.hosts[1].desired.units[0].entry};
+    auto lines = [&] {
+        std::string all;
+        for (auto const& change : changes(plan, {{"ocr1", now}}))
+            if (change.host == "ocr1") all += change.text() + "\n";
+        return all;
+    };
+    EXPECT_EQ(lines(), "ocr1             keep     worker ocr1/ocrd-dummy-1/shard-0/rep-0 (ocrd-dummy, foreign, without agent)\n"
+                       "ocr1             start    worker ocr1/ocrd-dummy-1/shard-0/rep-1 (ocrd-dummy, foreign, without agent)\n");
+    now.agent = true;
+    EXPECT_TRUE(lines().starts_with("ocr1             stop     agent (agent: false)\n")) << lines();
+}
+
 constexpr char kForeign[] = R"(name: demo
 listen: {address: 127.0.0.1, port: 8081}
 database: {skip_deployment: true, address: db.example, port: 27018, credentials: {username: u, password: "p/w"}}
