@@ -55,9 +55,11 @@ void Workspace::hand_over() {
     busy_ = true;
     auto pieces = std::make_shared<std::vector<Piece>>(std::move(waiting_));
     waiting_.clear();
-    asio::post(pool_, [self = shared_from_this(), pieces, guard = asio::make_work_guard(io_)] {
+    asio::post(pool_, [self = shared_from_this(), pieces, guard = asio::make_work_guard(io_)]() mutable {
         self->run(*pieces);
-        asio::post(self->io_, [self, pieces] {
+        // Handed over entirely: whoever closes idle Workspaces counts those who hold one.
+        auto io = self->io_;
+        asio::post(io, [self = std::move(self), pieces = std::move(pieces)] {
             self->busy_ = false;
             if (!self->waiting_.empty()) self->hand_over();
             for (auto& piece : *pieces) piece.done();
@@ -117,7 +119,7 @@ bool Workspace::folder_known(std::string const& path) const {
 Result<void> Workspace::add(mets::Mets& mets, mets::Addition addition) {
     if (auto fits = mets::check_file(mets, addition.file); !fits) return fits;
     auto const path = std::filesystem::path(addition.file.path).lexically_normal();
-    if (path.is_relative() && path.has_parent_path()) {
+    if (path.is_relative() && path.has_parent_path() && !made_.contains(path.parent_path().native())) {
         if (auto made = make_folder(folder_ / path.parent_path()); !made) return made;
         made_.insert(path.parent_path().native());
     }
