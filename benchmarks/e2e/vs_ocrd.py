@@ -90,9 +90,9 @@ class Ocrd(Contender):
 
 
 class Ours(Contender):
-    def __init__(self, folder):
+    def __init__(self, folder, **options):
         super().__init__("ocrctl", folder)
-        self.deployment = OcrdDeployment(self.folder / "deployment", self.rabbit, self.ferret)
+        self.deployment = OcrdDeployment(self.folder / "deployment", self.rabbit, self.ferret, **options)
         self.deployment.deploy(env=self.env)
         self.port = self.deployment.port
 
@@ -206,4 +206,5 @@ def main():
     print(f"workflow: {statistics.median(ratios):.2f} of OCR-D's wall time ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
-main()
+if __name__ == "__main__":
+    main()

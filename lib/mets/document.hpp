@@ -2,10 +2,12 @@
 #pragma once
 
 #include "lib/mets/mets.hpp"
+#include "lib/mets/page_values.hpp"
 
 #include <pugixml.hpp>
 
 #include <cstdint>
+#include <set>
 #include <span>
 #include <sys/stat.h>
 #include <unordered_map>
@@ -48,6 +50,7 @@ struct Mets::Impl {
     struct Entry {
         File file;
         pugi::xml_node node;
+        std::size_t group = 0;      // its place in `groups`
         std::uint64_t sequence = 0; // document order inside its group
     };
     struct GroupEntries {
@@ -86,6 +89,10 @@ struct Mets::Impl {
     std::unordered_map<std::string, std::vector<std::size_t>> pages_of_file; // file id -> pages, in page order
     std::unordered_map<std::string, std::size_t> path_uses;                  // local path -> entries that name it
     std::uint64_t next_sequence = 0;
+    // Made when a search first needs them, kept in step from then on.
+    std::optional<PageValues> values;
+    std::optional<std::set<std::string, std::less<>>> sorted_ids;
+    std::optional<std::unordered_map<std::string, std::vector<Entry*>>> by_place; // path, href and URL -> entries
 
     Result<void> read();
     Result<void> parse(std::string const& content);
@@ -103,6 +110,13 @@ struct Mets::Impl {
     void unpoint(std::string const& file_id);
     void set_locations(Entry& entry, std::optional<std::string> path, std::optional<std::string> url);
     void use_path(std::string const& path, int by);
+    /// Enters its locations into `by_place`, or takes them out.
+    void place(Entry& entry, bool in);
+    std::vector<Entry*> const& at_place(std::string const& location);
+    std::set<std::string, std::less<>> const& ids_in_order();
+    PageValues& page_values();
+    /// The pages of a selector, as indexes.
+    Result<PageValues::Pages> select(std::string_view selector);
     /// METS-relative, or nothing if it leaves the workspace.
     std::optional<std::string> relative(std::string_view path) const;
     std::string local_path(std::string_view href) const;

@@ -83,6 +83,16 @@ pugi::xml_node find_mptr(pugi::xml_node node, int depth = 0) {
     return {};
 }
 
+/// "PHYS_0012..PHYS_0031": ends of the same length that differ in their last two digits.
+bool short_range(std::string_view token) noexcept {
+    auto const dots = token.find("..");
+    if (dots == std::string_view::npos || dots < 3 || token.size() != 2 * dots + 2) return false;
+    auto const start = token.substr(0, dots), end = token.substr(dots + 2);
+    auto digit = [](char c) { return c >= '0' && c <= '9'; };
+    return start.substr(0, dots - 2) == end.substr(0, dots - 2) && digit(start[dots - 1]) && digit(start[dots - 2]) && digit(end[dots - 1]) &&
+           digit(end[dots - 2]) && !token.starts_with("//");
+}
+
 bool matches(std::optional<std::string> const& wanted, std::optional<Pattern> const& pattern, std::string const& value) {
     if (!wanted) return true;
     return pattern ? pattern->matches(value) : *wanted == value;
@@ -337,9 +347,43 @@ void Mets::Impl::use_path(std::string const& path, int by) {
     else if (auto it = path_uses.find(path); it != path_uses.end() && --it->second == 0) path_uses.erase(it);
 }
 
+void Mets::Impl::place(Entry& entry, bool in) {
+    if (!by_place) return;
+    auto const& f = entry.file;
+    for (auto const* location : {&f.path, &f.href, &f.url}) {
+        if (location->empty() || (location != &f.path && *location == f.path) || (location == &f.url && f.url == f.href)) continue;
+        if (in) {
+            (*by_place)[*location].push_back(&entry);
+        } else if (auto it = by_place->find(*location); it != by_place->end()) {
+            std::erase(it->second, &entry);
+            if (it->second.empty()) by_place->erase(it);
+        }
+    }
+}
+
+std::vector<Mets::Impl::Entry*> const& Mets::Impl::at_place(std::string const& location) {
+    if (!by_place) {
+        by_place.emplace();
+        for (auto const& g : groups)
+            for (auto const& e : g.entries) place(*e, true);
+    }
+    static std::vector<Entry*> const nobody;
+    auto const found = by_place->find(location);
+    return found == by_place->end() ? nobody : found->second;
+}
+
+std::set<std::string, std::less<>> const& Mets::Impl::ids_in_order() {
+    if (!sorted_ids) {
+        sorted_ids.emplace();
+        for (auto const& [id, entries] : by_id) sorted_ids->insert(id);
+    }
+    return *sorted_ids;
+}
+
 void Mets::Impl::index_file(pugi::xml_node node, std::size_t at) {
     auto made = std::make_unique<Entry>();
     made->node = node;
+    made->group = at;
     made->sequence = next_sequence++;
     auto& f = made->file;
     f.group = groups[at].name;
@@ -477,6 +521,7 @@ Mets::Impl::Page& Mets::Impl::page_or_new(std::string const& id) {
     page_index.emplace(id, page_list.size());
     page_ids.push_back(id);
     page_list.push_back({id, div, {}});
+    if (values) values->append(id, div);
     return page_list.back();
 }
 
@@ -525,6 +570,7 @@ void Mets::Impl::set_locations(Entry& e, std::optional<std::string> path, std::o
         }
         xml::set_attribute(node, kXlinkNamespace, "href", href, "xlink");
     };
+    place(e, false);
     if (url && !url->empty()) {
         set(false, *url);
         e.file.url = *url;
@@ -537,6 +583,7 @@ void Mets::Impl::set_locations(Entry& e, std::optional<std::string> path, std::o
         set(true, e.file.href);
         use_path(e.file.path, 1);
     }
+    place(e, true);
 }
 
 // ---------------------------------------------------------------------------------------------- the public face
@@ -610,51 +657,72 @@ Result<std::vector<File const*>> Mets::find_files(Query const& query) const {
     for (auto const* each : {&id, &group, &mimetype, &url, &path})
         if (!*each) return std::unexpected(each->error());
 
-    std::optional<std::unordered_set<std::string>> on_pages; // file ids that the selected pages point to
+    std::optional<std::unordered_set<std::string_view>> on_pages; // file ids that the selected pages point to
     if (query.page) {
         if (query.page->empty()) return found;
-        auto pages = select_pages(*query.page);
+        auto pages = impl_->select(*query.page);
         if (!pages) return std::unexpected(pages.error());
         on_pages.emplace();
-        for (auto const& page : *pages)
-            for (auto const& pointer : impl_->page_list[impl_->page_index.at(page)].pointers) on_pages->insert(pointer.file_id);
+        for (auto page : *pages)
+            for (auto const& pointer : impl_->page_list[page].pointers) on_pages->insert(pointer.file_id);
     }
-    auto fits = [&](File const& f) {
-        return matches(query.id, *id, f.id) && matches(query.group, *group, f.group) && (!on_pages || on_pages->contains(f.id)) &&
-               matches(query.mimetype, *mimetype, f.mimetype) && (matches(query.path, *path, f.path) || (!*path && *query.path == f.href)) &&
-               matches(query.url, *url, f.url);
+    std::vector<char> in_group(impl_->groups.size());
+    std::size_t in_groups = 0; // files
+    for (std::size_t i = 0; i < in_group.size(); ++i) {
+        in_group[i] = matches(query.group, *group, impl_->groups[i].name);
+        if (in_group[i]) in_groups += impl_->groups[i].entries.size();
+    }
+    std::vector<Impl::Entry const*> candidates;
+    auto consider = [&](Impl::Entry const* e) {
+        auto const& f = e->file;
+        if (in_group[e->group] && matches(query.id, *id, f.id) && (!on_pages || on_pages->contains(f.id)) &&
+            matches(query.mimetype, *mimetype, f.mimetype) && (matches(query.path, *path, f.path) || (!*path && *query.path == f.href)) &&
+            matches(query.url, *url, f.url))
+            candidates.push_back(e);
+    };
+    auto consider_id = [&](std::string const& wanted) {
+        if (auto it = impl_->by_id.find(wanted); it != impl_->by_id.end())
+            for (auto const* e : it->second) consider(e);
     };
 
     // The narrowest index first, then document order.
-    std::vector<Impl::Entry const*> candidates;
-    auto take_id = [&](std::string const& wanted) {
-        if (auto it = impl_->by_id.find(wanted); it != impl_->by_id.end())
-            for (auto const* e : it->second)
-                if (fits(e->file)) candidates.push_back(e);
-    };
     if (query.id && !*id) {
-        take_id(*query.id);
-    } else if (on_pages && on_pages->size() < 1000) {
-        for (auto const& wanted : *on_pages) take_id(wanted);
-    } else if (query.group && !*group) {
-        auto const* only = impl_->group(*query.group);
-        if (only)
-            for (auto const& e : only->entries)
-                if (fits(e->file)) candidates.push_back(e.get());
+        consider_id(*query.id);
+    } else if (query.path && !*path && !query.path->empty()) {
+        for (auto const* e : impl_->at_place(*query.path)) consider(e);
+    } else if (query.url && !*url && !query.url->empty()) {
+        for (auto const* e : impl_->at_place(*query.url)) consider(e);
+    } else if (on_pages && on_pages->size() < in_groups) {
+        for (auto const& wanted : *on_pages) consider_id(std::string(wanted));
+    } else if (query.id && !(*id)->prefix().empty()) {
+        auto const prefix = (*id)->prefix();
+        auto const& ids = impl_->ids_in_order();
+        for (auto it = ids.lower_bound(prefix); it != ids.end() && it->starts_with(prefix); ++it) consider_id(*it);
     } else {
-        for (auto const& g : impl_->groups)
-            for (auto const& e : g.entries)
-                if (fits(e->file)) candidates.push_back(e.get());
+        for (std::size_t i = 0; i < in_group.size(); ++i)
+            if (in_group[i])
+                for (auto const& e : impl_->groups[i].entries) consider(e.get());
     }
-    auto place = [&](Impl::Entry const* e) { return std::pair(impl_->group_index.at(e->file.group), e->sequence); };
-    std::sort(candidates.begin(), candidates.end(), [&](auto const* a, auto const* b) { return place(a) < place(b); });
+    std::ranges::sort(candidates, {}, [](Impl::Entry const* e) { return std::pair(e->group, e->sequence); });
+    found.reserve(candidates.size());
     for (auto const* e : candidates) found.push_back(&e->file);
     return found;
 }
 
 bool Mets::is_quick(Query const& query) const noexcept {
-    if (query.id && !query.id->starts_with("//") && !query.page) return true;
-    return query.page && (query.page->empty() || impl_->page_index.contains(*query.page));
+    auto literal = [](std::optional<std::string> const& value) { return value && !value->empty() && !value->starts_with("//"); };
+    if (query.page) {
+        constexpr std::size_t kFew = 1000; // bytes
+        if (query.page->size() > kFew) return false;
+        for (std::size_t at = 0; at < query.page->size();) {
+            auto const comma = std::min(query.page->find(',', at), query.page->size());
+            auto const token = std::string_view(*query.page).substr(at, comma - at);
+            if (!impl_->page_index.contains(std::string(token)) && !(impl_->values && short_range(token))) return false;
+            at = comma + 1;
+        }
+        return true;
+    }
+    return literal(query.id) || (impl_->by_place && (literal(query.path) || literal(query.url)));
 }
 
 std::string Mets::unique_identifier() const {
@@ -821,6 +889,7 @@ Result<void> Mets::add_file(FileRef const& file, bool force, std::string const& 
     }
     auto& group = impl_->group_or_new(file.group);
     auto made = std::make_unique<Impl::Entry>();
+    made->group = impl_->group_index.at(file.group);
     made->sequence = impl_->next_sequence++;
     made->file.group = file.group;
     made->file.id = file.id;
@@ -830,6 +899,7 @@ Result<void> Mets::add_file(FileRef const& file, bool force, std::string const& 
     xml::set_attribute(made->node, "MIMETYPE", file.mimetype);
     impl_->set_locations(*made, path, url);
     impl_->by_id[file.id].push_back(made.get());
+    if (impl_->sorted_ids) impl_->sorted_ids->insert(file.id);
     group.entries.push_back(std::move(made));
     impl_->point(file.id, file.page_id);
     impl_->changed = true;
@@ -854,8 +924,10 @@ Result<void> Mets::remove_file(std::string_view id, std::string_view group) {
     std::erase(same_id, known);
     if (same_id.empty()) {
         impl_->by_id.erase(file_id);
+        if (impl_->sorted_ids) impl_->sorted_ids->erase(file_id);
         impl_->unpoint(file_id);
     }
+    impl_->place(*known, false);
     impl_->use_path(known->file.path, -1);
     xml::remove_element(known->node);
     auto& entries = impl_->groups[impl_->group_index.at(known->file.group)].entries;

@@ -78,9 +78,11 @@ public:
 
     /// The file of this id, in this group; without a group the last one added. nullptr: none.
     File const* find(std::string_view id, std::string_view group = {}) const noexcept;
-    /// In document order. Invalid: a bad regular expression, a page selector that matches nothing.
+    /// In document order. Answered from indexes, in time that grows with the answer: the first search of a kind makes them. What has to
+    /// be compared with everything is a regular expression that does not begin with plain characters, and a MIME type alone.
+    /// Invalid: a bad regular expression, a page selector that matches nothing.
     Result<std::vector<File const*>> find_files(Query const& query) const;
-    /// find_files of it is answered from an index, in time that grows with the answer and not with the document: an id, or one page's id.
+    /// find_files of it takes some microseconds: an id, a few pages by their ids, a location once another was asked for.
     bool is_quick(Query const& query) const noexcept;
     /// True if an entry has this METS-relative path.
     bool names_path(std::string const& path) const noexcept;

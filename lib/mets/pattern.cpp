@@ -35,9 +35,30 @@ std::string_view last_digits(std::string_view text) noexcept {
     return text.substr(start, end - start);
 }
 
+/// The plain characters that an expression begins with. Only what is beyond doubt.
+std::string_view plain_start(std::string_view expression) noexcept {
+    auto plain = [](char c) { return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || c == '-' || c == '/' || c == ':' || c == ' '; };
+    std::size_t end = 0;
+    while (end < expression.size() && plain(expression[end])) ++end;
+    auto const rest = expression.substr(end);
+    if (end > 0 && rest.find_first_of("?*+{") == 0) --end; // its last character may be missing
+    // An alternative to all of it: one outside of parentheses. With classes and escapes they are not worth telling apart.
+    if (rest.find('|') != std::string_view::npos) {
+        if (rest.find_first_of("[\\#") != std::string_view::npos) return {};
+        int depth = 0;
+        for (char c : rest) {
+            if (c == '(') ++depth;
+            if (c == ')') --depth;
+            if (c == '|' && depth <= 0) return {};
+        }
+    }
+    return expression.substr(0, end);
+}
+
 } // namespace
 
 struct Pattern::Code {
+    std::string prefix;
     PcrePtr<pcre2_code> code;
     PcrePtr<pcre2_match_data> data;
     PcrePtr<pcre2_match_context> context;
@@ -60,18 +81,22 @@ Result<Pattern> Pattern::compile(std::string_view expression) {
         return fail(ErrorKind::Invalid, "regular expression '{}' is not valid: {} at character {}", expression,
                     reinterpret_cast<char const*>(text), place + 1);
     }
-    pcre2_jit_compile(compiled.get(), PCRE2_JIT_COMPLETE);
+    auto const prefix = plain_start(expression);
+    if (prefix.empty()) pcre2_jit_compile(compiled.get(), PCRE2_JIT_COMPLETE); // pays where all is to be compared
     auto made = std::make_unique<Code>();
     made->data.reset(pcre2_match_data_create_from_pattern(compiled.get(), nullptr));
     made->context.reset(pcre2_match_context_create(nullptr));
     pcre2_set_match_limit(made->context.get(), kMatchLimit);
     made->code = std::move(compiled);
+    made->prefix = prefix;
     return Pattern(std::move(made));
 }
 
 bool Pattern::matches(std::string_view text) const {
     return pcre2_match(code_->code.get(), bytes(text), text.size(), 0, 0, code_->data.get(), code_->context.get()) >= 0;
 }
+
+std::string_view Pattern::prefix() const noexcept { return code_->prefix; }
 
 Result<std::vector<std::string>> expand_range(std::string_view start, std::string_view end) {
     auto const first = last_digits(start), last = last_digits(end);

@@ -16,6 +16,8 @@ public:
     static Result<Pattern> compile(std::string_view expression);
     /// A match that exceeds the bound counts as none.
     bool matches(std::string_view text) const;
+    /// What every text that matches starts with; "" where the expression does not say. Narrows a search in an index.
+    std::string_view prefix() const noexcept;
 
     Pattern(Pattern&&) noexcept;
     Pattern& operator=(Pattern&&) noexcept;

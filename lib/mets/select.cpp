@@ -5,29 +5,16 @@
 #include "lib/base/text.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cctype>
+#include <numeric>
 
 namespace ocrctl::mets {
 
 namespace {
 
-struct Attribute {
-    bool logical;
-    char const* name;
-    bool ranges; // "1..5" makes sense for it
-};
-
-// In the order in which a token without a prefix is tried.
-constexpr std::array kAttributes{
-    Attribute{false, "ID", true},     Attribute{false, "ORDER", true},      Attribute{false, "ORDERLABEL", true},
-    Attribute{false, "LABEL", true},  Attribute{false, "CONTENTIDS", true}, Attribute{true, "ID", true},
-    Attribute{true, "DMDID", true},   Attribute{true, "TYPE", false},       Attribute{true, "LABEL", false},
-};
-
 struct Token {
     std::string_view raw, text;
-    std::vector<std::size_t> attributes; // indexes of kAttributes
+    std::vector<std::size_t> attributes; // indexes of kPageAttributes
     bool negated = false;
 };
 
@@ -40,12 +27,12 @@ Result<Token> read_token(std::string_view raw) {
     };
     token.negated = take("~"); // OCR-D has it behind the prefix; in front of it nothing else can be meant
     bool const physical = take("physical:"), logical = !physical && take("logical:");
-    for (std::size_t i = 0; i < kAttributes.size(); ++i)
-        if ((physical && !kAttributes[i].logical) || (logical && kAttributes[i].logical) || (!physical && !logical))
+    for (std::size_t i = 0; i < kPageAttributes.size(); ++i)
+        if ((physical && !kPageAttributes[i].logical) || (logical && kPageAttributes[i].logical) || (!physical && !logical))
             token.attributes.push_back(i);
     if (physical || logical)
         for (auto i : token.attributes) {
-            std::string prefix = std::string(kAttributes[i].name) + ":";
+            std::string prefix = std::string(kPageAttributes[i].name) + ":";
             std::transform(prefix.begin(), prefix.end(), prefix.begin(), [](unsigned char c) { return std::tolower(c); });
             if (take(prefix)) {
                 token.attributes = {i};
@@ -58,79 +45,21 @@ Result<Token> read_token(std::string_view raw) {
     return token;
 }
 
-/// For each attribute: value -> pages (indexes, in page order). Filled when first asked.
-class Values {
-public:
-    using Pages = std::vector<std::size_t>;
-    using Map = std::map<std::string, Pages, std::less<>>;
-
-    Values(pugi::xml_node root, std::vector<pugi::xml_node> pages, std::unordered_map<std::string, std::size_t> const& page_index)
-        : root_(root), pages_(std::move(pages)), page_index_(page_index) {}
-
-    Map const& of(std::size_t attribute) {
-        auto& slot = maps_[attribute];
-        if (!slot) slot = kAttributes[attribute].logical ? logical(kAttributes[attribute].name) : physical(kAttributes[attribute].name);
-        return *slot;
-    }
-
-private:
-    Map physical(char const* name) const {
-        Map map;
-        for (std::size_t i = 0; i < pages_.size(); ++i)
-            if (std::string_view const value = pages_[i].attribute(name).value(); !value.empty()) map[std::string(value)].push_back(i);
-        return map;
-    }
-
-    Map logical(char const* name) {
-        if (!links_) {
-            links_.emplace();
-            for (auto section : root_.children()) {
-                if (!xml::is_mets(section, "structLink")) continue;
-                for (auto link : section.children()) {
-                    if (!xml::is_mets(link, "smLink")) continue;
-                    auto const page = page_index_.find(xml::attribute(link, kXlinkNamespace, "to").value());
-                    if (page != page_index_.end()) (*links_)[xml::attribute(link, kXlinkNamespace, "from").value()].push_back(page->second);
-                }
-            }
-        }
-        Map map;
-        auto visit = [&](auto&& self, pugi::xml_node node, int depth) -> void {
-            for (auto div : node.children()) {
-                if (!xml::is_mets(div, "div")) continue;
-                if (std::string_view const value = div.attribute(name).value(); !value.empty()) {
-                    auto& pages = map[std::string(value)];
-                    if (auto it = links_->find(div.attribute("ID").value()); it != links_->end())
-                        pages.insert(pages.end(), it->second.begin(), it->second.end());
-                }
-                if (depth < 200) self(self, div, depth + 1);
-            }
-        };
-        for (auto map_node : root_.children())
-            if (xml::is_mets(map_node, "structMap") && std::string_view(map_node.attribute("TYPE").value()) == "LOGICAL") visit(visit, map_node, 0);
-        return map;
-    }
-
-    pugi::xml_node root_;
-    std::vector<pugi::xml_node> pages_;
-    std::unordered_map<std::string, std::size_t> const& page_index_;
-    std::optional<std::unordered_map<std::string, Pages>> links_;
-    std::array<std::optional<Map>, kAttributes.size()> maps_;
-};
-
 /// The pages of one token, by the first attribute that has any.
-Result<std::vector<std::size_t>> pages_of(Token const& token, Values& values) {
-    auto add = [](std::vector<std::size_t>& pages, bool logical, Values::Pages const& some) {
+Result<PageValues::Pages> pages_of(Token const& token, PageValues& values) {
+    auto add = [](PageValues::Pages& pages, bool logical, PageValues::Pages const& some) {
         if (logical) pages.insert(pages.end(), some.begin(), some.end());
         else if (!some.empty()) pages.push_back(some.front()); // a literal means one page: the first found
     };
-    std::vector<std::size_t> pages;
+    PageValues::Pages pages;
 
     if (token.text.starts_with("//")) {
         auto pattern = Pattern::compile(token.text.substr(2));
         if (!pattern) return fail(ErrorKind::Invalid, "page selector '{}': {}", token.raw, pattern.error().message());
         for (auto attribute : token.attributes) {
-            for (auto const& [value, some] : values.of(attribute))
-                if (pattern->matches(value)) pages.insert(pages.end(), some.begin(), some.end());
+            auto const& map = values.of(attribute);
+            for (auto it = map.lower_bound(pattern->prefix()); it != map.end() && it->first.starts_with(pattern->prefix()); ++it)
+                if (pattern->matches(it->first)) pages.insert(pages.end(), it->second.begin(), it->second.end());
             if (!pages.empty()) return pages;
         }
     } else if (auto const dots = token.text.find(".."); dots != std::string_view::npos) {
@@ -138,10 +67,10 @@ Result<std::vector<std::size_t>> pages_of(Token const& token, Values& values) {
         auto members = expand_range(start, token.text.substr(dots + 2));
         if (!members) return fail(ErrorKind::Invalid, "page selector '{}': {}", token.raw, members.error().message());
         for (auto attribute : token.attributes) {
-            if (!kAttributes[attribute].ranges) continue;
+            if (!kPageAttributes[attribute].ranges) continue;
             auto const& map = values.of(attribute);
             for (auto const& member : *members)
-                if (auto it = map.find(member); it != map.end()) add(pages, kAttributes[attribute].logical, it->second);
+                if (auto it = map.find(member); it != map.end()) add(pages, kPageAttributes[attribute].logical, it->second);
             if (pages.empty()) continue;
             if (!map.contains(start))
                 return fail(ErrorKind::Invalid, "page selector '{}': the start of the range, '{}', is not in the METS", token.raw, start);
@@ -150,7 +79,7 @@ Result<std::vector<std::size_t>> pages_of(Token const& token, Values& values) {
     } else {
         for (auto attribute : token.attributes) {
             auto const& map = values.of(attribute);
-            if (auto it = map.find(token.text); it != map.end()) add(pages, kAttributes[attribute].logical, it->second);
+            if (auto it = map.find(token.text); it != map.end()) add(pages, kPageAttributes[attribute].logical, it->second);
             if (!pages.empty()) return pages;
         }
     }
@@ -159,38 +88,114 @@ Result<std::vector<std::size_t>> pages_of(Token const& token, Values& values) {
 
 } // namespace
 
-Result<std::vector<std::string>> Mets::select_pages(std::string_view selector) const {
-    if (selector.empty()) return impl_->page_ids;
-    if (impl_->page_index.contains(std::string(selector))) return std::vector{std::string(selector)};
+PageValues::Map const& PageValues::of(std::size_t attribute) {
+    auto& slot = maps_[attribute];
+    if (!slot) slot = kPageAttributes[attribute].logical ? logical(kPageAttributes[attribute].name) : physical(kPageAttributes[attribute].name);
+    return *slot;
+}
 
-    std::vector<pugi::xml_node> divs;
-    divs.reserve(impl_->page_list.size());
-    for (auto const& page : impl_->page_list) divs.push_back(page.node);
-    Values values(impl_->root, std::move(divs), impl_->page_index);
+void PageValues::append(std::string const& id, pugi::xml_node page) {
+    static_assert(!kPageAttributes[0].logical && std::string_view(kPageAttributes[0].name) == "ID");
+    if (maps_[0]) (*maps_[0])[id].push_back(pages_.size());
+    pages_.push_back(page);
+    if (!dangling_.contains(id)) return;
+    links_.reset();
+    dangling_.clear();
+    for (std::size_t i = 0; i < maps_.size(); ++i)
+        if (kPageAttributes[i].logical) maps_[i].reset();
+}
 
-    std::vector<signed char> wanted(impl_->page_list.size(), 0);
+PageValues::Map PageValues::physical(char const* name) const {
+    Map map;
+    for (std::size_t i = 0; i < pages_.size(); ++i)
+        if (std::string_view const value = pages_[i].attribute(name).value(); !value.empty()) map[std::string(value)].push_back(i);
+    return map;
+}
+
+PageValues::Map PageValues::logical(char const* name) {
+    if (!links_) {
+        links_.emplace();
+        for (auto section : root_.children()) {
+            if (!xml::is_mets(section, "structLink")) continue;
+            for (auto link : section.children()) {
+                if (!xml::is_mets(link, "smLink")) continue;
+                std::string const to = xml::attribute(link, kXlinkNamespace, "to").value();
+                if (auto const page = page_index_.find(to); page != page_index_.end())
+                    (*links_)[xml::attribute(link, kXlinkNamespace, "from").value()].push_back(page->second);
+                else
+                    dangling_.insert(to);
+            }
+        }
+    }
+    Map map;
+    auto visit = [&](auto&& self, pugi::xml_node node, int depth) -> void {
+        for (auto div : node.children()) {
+            if (!xml::is_mets(div, "div")) continue;
+            if (std::string_view const value = div.attribute(name).value(); !value.empty()) {
+                auto& pages = map[std::string(value)];
+                if (auto it = links_->find(div.attribute("ID").value()); it != links_->end())
+                    pages.insert(pages.end(), it->second.begin(), it->second.end());
+            }
+            if (depth < 200) self(self, div, depth + 1);
+        }
+    };
+    for (auto map_node : root_.children())
+        if (xml::is_mets(map_node, "structMap") && std::string_view(map_node.attribute("TYPE").value()) == "LOGICAL") visit(visit, map_node, 0);
+    return map;
+}
+
+PageValues& Mets::Impl::page_values() {
+    if (!values) {
+        std::vector<pugi::xml_node> divs;
+        divs.reserve(page_list.size());
+        for (auto const& page : page_list) divs.push_back(page.node);
+        values.emplace(root, std::move(divs), page_index);
+    }
+    return *values;
+}
+
+Result<PageValues::Pages> Mets::Impl::select(std::string_view selector) {
+    auto all = [&] {
+        PageValues::Pages pages(page_list.size());
+        std::iota(pages.begin(), pages.end(), std::size_t{0});
+        return pages;
+    };
+    if (selector.empty()) return all();
+    if (auto const known = page_index.find(std::string(selector)); known != page_index.end()) return PageValues::Pages{known->second};
+
     std::vector<Token> tokens;
-    bool only_negated = true;
     for (std::size_t at = 0; at <= selector.size();) {
         auto const comma = std::min(selector.find(',', at), selector.size());
         auto token = read_token(selector.substr(at, comma - at));
         if (!token) return std::unexpected(token.error());
-        only_negated = only_negated && token->negated;
         tokens.push_back(std::move(*token));
         at = comma + 1;
     }
-    if (only_negated) std::fill(wanted.begin(), wanted.end(), 1);
-    for (bool negated : {false, true})
+    PageValues::Pages wanted, unwanted;
+    if (std::ranges::all_of(tokens, &Token::negated)) wanted = all();
+    for (bool negated : {false, true}) {
+        auto& list = negated ? unwanted : wanted;
         for (auto const& token : tokens) {
             if (token.negated != negated) continue;
-            auto pages = pages_of(token, values);
+            auto pages = pages_of(token, page_values());
             if (!pages) return std::unexpected(pages.error());
-            for (auto page : *pages) wanted[page] = !negated;
+            list.insert(list.end(), pages->begin(), pages->end());
         }
-    std::vector<std::string> selected;
-    for (std::size_t i = 0; i < wanted.size(); ++i)
-        if (wanted[i]) selected.push_back(impl_->page_ids[i]);
+        std::ranges::sort(list);
+        list.erase(std::unique(list.begin(), list.end()), list.end());
+    }
+    PageValues::Pages selected;
+    std::ranges::set_difference(wanted, unwanted, std::back_inserter(selected));
     return selected;
+}
+
+Result<std::vector<std::string>> Mets::select_pages(std::string_view selector) const {
+    auto pages = impl_->select(selector);
+    if (!pages) return std::unexpected(pages.error());
+    std::vector<std::string> ids;
+    ids.reserve(pages->size());
+    for (auto page : *pages) ids.push_back(impl_->page_ids[page]);
+    return ids;
 }
 
 } // namespace ocrctl::mets

@@ -229,6 +229,34 @@ TEST(MetsRead, FindsFilesByEveryCriterion) {
     EXPECT_EQ(mets.find_files({.page = "nowhere"}).error().message(), "page selector 'nowhere' matches no page");
 }
 
+TEST(MetsRead, FindsWhatCameAndWentAfterASearch) {
+    Workspace ws(mets_xml(group_xml("IMG", file_xml("I1", "IMG/1%20a.tif") + file_xml("I2", "IMG/2.tif")), page_xml("P1", {"I1"}) + page_xml("P2", {"I2"})));
+    auto mets = ws.load();
+    auto find = [&](Query const& q) { return ids(*mets.find_files(q)); };
+    // Each kind of search once: it makes its index.
+    EXPECT_EQ(find({.id = "//I.*"}), (Strings{"I1", "I2"}));
+    EXPECT_EQ(find({.path = "IMG/1 a.tif"}), (Strings{"I1"}));
+    EXPECT_EQ(find({.path = "IMG/1%20a.tif"}), (Strings{"I1"})) << "as it is written";
+    EXPECT_EQ(find({.url = "https://x/3"}), Strings{});
+    ASSERT_TRUE(mets.add_file({"IMG", "I3", "P1", "image/tiff", "IMG/3.tif", 0, ""}, false, "https://x/3"));
+    ASSERT_TRUE(mets.add_file({"OCR", "I0", "P2", std::string(kPageMimetype), "OCR/0.xml", 0, ""}));
+    EXPECT_EQ(find({.id = "//I.*"}), (Strings{"I1", "I2", "I3", "I0"})) << "in document order";
+    EXPECT_EQ(find({.url = "https://x/3"}), (Strings{"I3"}));
+    EXPECT_EQ(find({.path = "IMG/3.tif"}), (Strings{"I3"}));
+    ASSERT_TRUE(mets.add_file({"IMG", "I3", "P1", "image/tiff", "IMG/moved.tif", 0, ""}, true, "https://x/moved"));
+    EXPECT_EQ(find({.path = "IMG/3.tif"}), Strings{});
+    EXPECT_EQ(find({.url = "https://x/3"}), Strings{});
+    EXPECT_EQ(find({.path = "IMG/moved.tif", .url = "https://x/moved"}), (Strings{"I3"}));
+    EXPECT_TRUE(mets.is_quick({.path = "IMG/moved.tif"}));
+    ASSERT_TRUE(mets.remove_file("I3", "IMG"));
+    EXPECT_EQ(find({.id = "//I.*"}), (Strings{"I1", "I2", "I0"}));
+    EXPECT_EQ(find({.path = "IMG/moved.tif"}), Strings{});
+    EXPECT_EQ(find({.page = "P1,P2"}), (Strings{"I1", "I2", "I0"}));
+    EXPECT_TRUE(mets.is_quick({.page = "P1,P2"}));
+    EXPECT_FALSE(mets.is_quick({.page = "P1..P2"}));
+    EXPECT_FALSE(mets.is_quick({.page = "//P.*"}));
+}
+
 TEST(MetsRead, DoesNotLetARegularExpressionRunForEver) {
     Workspace ws(mets_xml(group_xml("IMG", file_xml(std::string(60, 'a') + "!", "1.tif")), ""));
     auto mets = ws.load();

@@ -97,6 +97,42 @@ TEST_F(Selector, IsQuickOnALongListOfPages) {
     EXPECT_LT(std::chrono::steady_clock::now() - started, std::chrono::seconds(3));
 }
 
+TEST_F(Selector, SeesPagesThatWereAddedAfterASearch) {
+    EXPECT_EQ(pages("//PHYS_.*"), all);
+    EXPECT_EQ(pages("logical:~LOG_3"), (Strings{"PHYS_0001"}));
+    ASSERT_TRUE(mets.add_file(file_ref("OCR", "O3", "PHYS_0003")));
+    ASSERT_TRUE(mets.add_file(file_ref("OCR", "O9", "LOST_0009")));
+    EXPECT_EQ(pages("//PHYS_.*"), (Strings{"PHYS_0001", "PHYS_0002", "PHYS_0005", "PHYS_0003"})) << "the new ones last";
+    EXPECT_EQ(pages("PHYS_0001..PHYS_0003"), (Strings{"PHYS_0001", "PHYS_0002", "PHYS_0003"}));
+    EXPECT_EQ(pages("~//PHYS_.*"), (Strings{"LOST_0009"}));
+    EXPECT_EQ(pages("1..5"), all) << "they have no ORDER";
+}
+
+TEST_F(Selector, FollowsALinkToAPageThatCameLater) {
+    Workspace later(mets_xml("", page_xml("P1", {}), "", R"(  <mets:structMap TYPE="LOGICAL"><mets:div ID="L1" TYPE="chapter"/></mets:structMap>
+  <mets:structLink><mets:smLink xlink:from="L1" xlink:to="P1"/><mets:smLink xlink:from="L1" xlink:to="P2"/></mets:structLink>)"));
+    auto growing = later.load();
+    EXPECT_EQ(*growing.select_pages("L1"), Strings{"P1"});
+    ASSERT_TRUE(growing.add_file(file_ref("OCR", "O2", "P2")));
+    EXPECT_EQ(*growing.select_pages("L1"), (Strings{"P1", "P2"}));
+    EXPECT_EQ(*growing.select_pages("chapter"), (Strings{"P1", "P2"}));
+}
+
+TEST_F(Selector, NarrowsAnExpressionOnlyByWhatAllItsMatchesStartWith) {
+    EXPECT_EQ(pages("//PHYS_000[12]"), (Strings{"PHYS_0001", "PHYS_0002"}));
+    EXPECT_EQ(pages("//PHYS_0001|cover|PHYS_0005"), (Strings{"PHYS_0001", "PHYS_0005"}));
+    EXPECT_EQ(pages("//PHYS_000(1|5)"), (Strings{"PHYS_0001", "PHYS_0005"}));
+    EXPECT_EQ(pages("//PHYS_000(1)|PHYS_0005"), (Strings{"PHYS_0001", "PHYS_0005"}));
+    EXPECT_EQ(pages("//X[|]|PHYS_0005"), (Strings{"PHYS_0005"}));
+    EXPECT_EQ(pages("//PX?HYS_0001"), (Strings{"PHYS_0001"}));
+    EXPECT_EQ(pages("//PX*HYS_0001"), (Strings{"PHYS_0001"}));
+    EXPECT_EQ(pages("//PX{0}HYS_0001"), (Strings{"PHYS_0001"}));
+    EXPECT_EQ(pages("//P+HYS_0001"), (Strings{"PHYS_0001"}));
+    EXPECT_EQ(pages("//(?i)phys_0001"), (Strings{"PHYS_0001"}));
+    EXPECT_EQ(pages("//\\x50HYS_0001"), (Strings{"PHYS_0001"}));
+    EXPECT_EQ(pages("//PHYS_0001.*"), (Strings{"PHYS_0001"}));
+}
+
 TEST(Range, CountsAsOcrdDoes) {
     EXPECT_EQ(*expand_range("PHYS_0008", "PHYS_0011"), (Strings{"PHYS_0008", "PHYS_0009", "PHYS_0010", "PHYS_0011"}));
     EXPECT_EQ(*expand_range("p1", "p3"), (Strings{"p1", "p2", "p3"}));

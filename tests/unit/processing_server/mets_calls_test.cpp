@@ -173,6 +173,18 @@ TEST_F(MetsCallsOnAMets, QualifiesTheAttributesOfNotesAndListsAgentsWithoutOther
     EXPECT_EQ(json("agent")["agents"][1], agent);
 }
 
+TEST_F(MetsCallsOnAMets, TellsNamesThatJsonMustEscape) {
+    std::string const odd = "X/a\"b\\c\t\u00fc.png", url = "https://example.org/?q=\"";
+    ASSERT_TRUE(mets.add_file({"X", "X_1", "", "image/png", odd, 0, ""}, false, url));
+    ASSERT_TRUE(mets.add_file({"X", "X_2", "P \"2\"", "image/png", "X/2.png", 0, ""}));
+    auto files = json("file", {{"file_grp", "X"}})["files"];
+    ASSERT_EQ(files.size(), 2u);
+    EXPECT_EQ(files[0]["local_filename"], odd);
+    EXPECT_EQ(files[0]["url"], url);
+    EXPECT_EQ(files[1]["page_id"], "P \"2\"");
+    EXPECT_EQ(get("file").content_type, "application/json");
+}
+
 TEST_F(MetsCallsOnAMets, FindsByEveryCriterion) {
     EXPECT_EQ(ids({}).size(), 2u);
     EXPECT_EQ(ids({{"file_id", ""}, {"file_grp", ""}}).size(), 2u);
