@@ -154,8 +154,9 @@ awaitable<Response> MetsApi::Impl::packed(Request request) {
     auto name = request.query_or("mets", kUsualName);
     if (!good_name(name)) co_return Response::error(422, "mets: expected the name of a file");
     auto type = std::move(packed->response_type);
+    auto addition = adds_file(packed->request);
     auto answer = co_await perform(Key{std::move(*folder), std::move(name)}, std::move(packed->request));
-    co_return pack(std::move(answer), type);
+    co_return pack(std::move(answer), type, addition);
 }
 
 awaitable<Response> MetsApi::Impl::by_hand(Request request) {

@@ -343,7 +343,10 @@ std::expected<PackedCall, Response> unpack(Json const& body) {
     return call;
 }
 
-Response pack(Response answer, std::string const& response_type) {
+bool adds_file(MetsRequest const& request) { return request.method == "POST" && request.path == "file"; }
+
+Response pack(Response answer, std::string const& response_type, bool addition) {
+    if (!answer.ok() && addition) return Response::json(answer.status, Json{{"error", std::move(answer.body)}});
     if (response_type == "empty") return Response::json(200, Json::object());
     if (!answer.ok()) return Response::json(200, Json{{"error", std::move(answer.body)}});
     if (response_type == "text") return Response::json(200, Json{{"text", std::move(answer.body)}});

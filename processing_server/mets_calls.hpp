@@ -44,7 +44,10 @@ struct PackedCall {
 };
 /// 422 for a body that is none.
 std::expected<PackedCall, net::Response> unpack(Json const& body);
-/// The answer of a call as /tcp_mets gives it: 200 {"text": ...}, the JSON itself, {}, or {"error": "<the body>"}.
-net::Response pack(net::Response answer, std::string const& response_type);
+/// True for the one call whose client looks at the status of /tcp_mets and at nothing else.
+bool adds_file(MetsRequest const& request);
+/// The answer of a call as /tcp_mets gives it: 200 {"text": ...}, the JSON itself, {}, or {"error": "<the body>"}. A
+/// refused addition keeps its status: with OCR-D's 200 its client takes it for done, and the page lacks in the METS.
+net::Response pack(net::Response answer, std::string const& response_type, bool addition);
 
 } // namespace ocrctl::server

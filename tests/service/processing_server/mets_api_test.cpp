@@ -74,19 +74,21 @@ TEST_F(MetsApiTest, ServesEveryCallPackedIntoTcpMets) {
     EXPECT_EQ(json(packed("POST", "reload", Json::object(), "text"))["text"], "Reloaded from " + workspace_.native());
 }
 
-TEST_F(MetsApiTest, TellsErrorsOfACallAsOcrdsRelayDoes) {
+TEST_F(MetsApiTest, TellsErrorsOfACallAsOcrdsRelayDoesAndARefusedAdditionByItsStatusToo) {
     start();
     json(packed("POST", "file", form("OUT_1", "PHYS_0001")));
     auto error = [&](net::Response const& answer) { return json(answer).value("error", "none"); };
-    EXPECT_NE(error(packed("POST", "file", form("OUT_1", "PHYS_0001"))).find("already exists"), std::string::npos);
+    auto refused = [&](net::Response const& answer) {
+        EXPECT_TRUE(answer.status == 400 || answer.status == 422) << answer.status << answer.body;
+        return parse_json(answer.body).value_or(Json::object()).value("error", "none");
+    };
+    EXPECT_NE(refused(packed("POST", "file", form("OUT_1", "PHYS_0001"))).find("already exists"), std::string::npos);
     EXPECT_EQ(error(packed("POST", "file", form("OUT_1", "PHYS_0001", {{"force", true}}))), "none");
-    EXPECT_NE(error(packed("POST", "file", form("OUT_1", "PHYS_0002", {{"force", true}}))).find("already exists"),
-              std::string::npos);
-    for (auto const& bad :
-         {form("1 bad id", "PHYS_0001"), form("OUT_2", "PHYS_0001", {{"local_filename", "../../outside.xml"}}),
-          form("OUT_2", "PHYS\x01"), form("OUT_2", "PHYS_0001", {{"file_grp", "a/b"}}),
-          Json{{"form", {{"file_grp", "OUT"}}}}})
-        EXPECT_NE(error(packed("POST", "file", bad)), "none") << bad;
+    EXPECT_NE(refused(packed("POST", "file", form("OUT_1", "PHYS_0002", {{"force", true}}))).find("already exists"), std::string::npos);
+    for (auto const& bad : {form("1 bad id", "PHYS_0001"), form("OUT_2", "PHYS_0001", {{"local_filename", "../../outside.xml"}}),
+                            form("OUT_2", "PHYS\x01"), form("OUT_2", "PHYS_0001", {{"file_grp", "a/b"}}), Json{{"form", {{"file_grp", "OUT"}}}}})
+        EXPECT_NE(refused(packed("POST", "file", bad)), "none") << bad;
+    EXPECT_EQ(json(packed("GET", "file_groups", Json::object(), "dict"))["file_groups"], Json::array({"OCR-D-IMG", "OUT"})) << "nor an empty group";
     EXPECT_NE(error(packed("GET", "file", Json{{"params", {{"page_id", "NONE"}}}})), "none");
     EXPECT_NE(error(packed("GET", "file", Json{{"params", {{"file_id", "//("}}}})), "none");
     EXPECT_NE(error(packed("POST", "agent", Json{{"class", {{"name", "x"}}}})), "none");
@@ -191,6 +193,11 @@ TEST_F(MetsApiTest, ServesTheSameOnAUnixSocketOfTheWorkspace) {
     EXPECT_EQ(twice.status, 400);
     EXPECT_TRUE(parse_json(twice.body)->is_string()) << twice.body;
     EXPECT_EQ(add_on(socket, "file_grp=OUT").status, 422);
+    for (auto const* bad : {"file_grp=OUT&file_id=1+bad&mimetype=image%2Fpng", "file_grp=a%2Fb&file_id=OUT_2&mimetype=image%2Fpng"}) {
+        auto refused = add_on(socket, bad);
+        EXPECT_EQ(refused.status, 400) << bad;
+        EXPECT_TRUE(parse_json(refused.body) && parse_json(refused.body)->is_string()) << refused.body;
+    }
     EXPECT_EQ(on(socket, "GET", "/file?page_id=NONE").status, 400);
     EXPECT_EQ(on(socket, "GET", "/file?file_id=%2F%2F.*_1&file_grp=OUT").status, 200);
     EXPECT_EQ(on(socket, "GET", "/none").status, 404);
@@ -200,6 +207,70 @@ TEST_F(MetsApiTest, ServesTheSameOnAUnixSocketOfTheWorkspace) {
     EXPECT_EQ(on(socket, "PUT", "/").status, 200);
     EXPECT_EQ(mets().find("OUT_1", "OUT")->path, "OUT/1 2.png");
     EXPECT_EQ(on(socket, "POST", "/reload").body, "Reloaded from " + workspace_.native());
+}
+
+TEST_F(MetsApiTest, FoldersOfLikeNamesAndDeepOnesHaveSocketsOfTheirOwn) {
+    start();
+    auto deep = folder_ / "data" / std::string(80, 'd') / std::string(80, 'e');
+    std::set<std::string> sockets;
+    for (auto const& folder : {folder_ / "data" / "b-c", folder_ / "data" / "b_c", folder_ / "data" / "b c", deep}) {
+        make_workspace(folder, 1);
+        auto answer = server_->post("/v1/mets", Json{{"path_to_mets", (folder / "mets.xml").native()}});
+        ASSERT_EQ(answer.status, 200) << answer.body;
+        auto socket = parse_json(answer.body)->value("mets_server_url", "");
+        ASSERT_TRUE(socket.starts_with((state_ / "mets").native())) << socket;
+        sockets.insert(socket);
+        EXPECT_EQ(on(socket, "GET", "/workspace_path").body, folder.native());
+    }
+    EXPECT_EQ(sockets.size(), 4u);
+}
+
+TEST_F(MetsApiTest, FreshWorkspacesAreServedWithoutAWaitAndHoldUpNobody) {
+    start();
+    auto played = worker();
+    std::atomic<bool> done = false;
+    std::chrono::steady_clock::duration slowest{};
+    std::jthread asks([&] {
+        while (!done) {
+            auto began = std::chrono::steady_clock::now();
+            EXPECT_EQ(server_->get("/").status, 200);
+            slowest = std::max(slowest, std::chrono::steady_clock::now() - began);
+        }
+    });
+    auto began = std::chrono::steady_clock::now();
+    std::vector<std::string> jobs;
+    for (int i = 0; i < 20; ++i) {
+        auto folder = folder_ / "data" / fmt::format("fresh{}", i);
+        make_workspace(folder, 3);
+        auto body = job_body();
+        body["path_to_mets"] = (folder / "mets.xml").native();
+        jobs.push_back(submit(body));
+        EXPECT_EQ(packed("GET", "file_groups", Json::object(), "dict", folder.native()).status, 200);
+    }
+    EXPECT_LT(std::chrono::steady_clock::now() - began, 20s) << "OCR-D: 2 s for each";
+    for (auto const& job : jobs) ASSERT_TRUE(reaches(job, "SUCCESS")) << "the first of its workspace";
+    done = true;
+    asks.join();
+    EXPECT_LT(slowest, 1500ms) << "OCR-D: stands still for 2 s";
+}
+
+TEST_F(MetsApiTest, AdditionsFromManySidesWithSavesInBetweenAreAllKept) {
+    start();
+    constexpr int kSides = 4, kEach = 50;
+    std::atomic<int> adding = kSides;
+    std::vector<std::jthread> threads;
+    for (int side = 0; side < kSides; ++side)
+        threads.emplace_back([&, side] {
+            for (int i = 0; i < kEach; ++i) {
+                auto answer = packed("POST", "file", form(fmt::format("OUT_{}_{}", side, i), "PHYS_0001"));
+                EXPECT_EQ(answer.status, 200) << answer.body;
+            }
+            --adding;
+        });
+    while (adding > 0) EXPECT_TRUE(save().contains("text"));
+    threads.clear();
+    EXPECT_TRUE(save().contains("text"));
+    EXPECT_EQ(files_in("OUT"), static_cast<std::size_t>(kSides * kEach));
 }
 
 TEST_F(MetsApiTest, DeleteSavesAndTakesTheSocketAway) {

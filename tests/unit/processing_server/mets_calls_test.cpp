@@ -255,15 +255,19 @@ TEST(MetsPacked, RefusesABrokenBodyWith422) {
     }
 }
 
-TEST(MetsPacked, AnswersEveryErrorWith200AndItsRawBody) {
-    auto taken = pack(net::Response::json(400, Json("A file with ID==X already exists")), "class");
+TEST(MetsPacked, AnswersErrorsWith200AndTheirRawBodyAndARefusedAdditionWithItsStatus) {
+    auto taken = pack(net::Response::json(400, Json("A file with ID==X already exists")), "class", false);
     EXPECT_EQ(taken.status, 200);
+    auto refused = pack(net::Response::json(400, Json("A file with ID==X already exists")), "class", true);
+    EXPECT_EQ(refused.status, 400);
+    EXPECT_EQ(refused.body, taken.body);
+    EXPECT_TRUE(adds_file({"POST", "file", {}, {}}));
+    EXPECT_FALSE(adds_file({"GET", "file", {}, {}}));
     EXPECT_EQ(*parse_json(taken.body), (Json{{"error", "\"A file with ID==X already exists\""}}));
-    EXPECT_EQ(*parse_json(pack(net::Response::text(200, "/data/ws"), "text").body), (Json{{"text", "/data/ws"}}));
-    EXPECT_EQ(*parse_json(pack(net::Response::json(200, Json{{"files", Json::array()}}), "dict").body),
-              (Json{{"files", Json::array()}}));
-    EXPECT_EQ(pack(net::Response::json(200, Json{{"x", 1}}), "empty").body, "{}");
-    EXPECT_EQ(pack(net::Response::text(200, "x"), "class").status, 422);
+    EXPECT_EQ(*parse_json(pack(net::Response::text(200, "/data/ws"), "text", false).body), (Json{{"text", "/data/ws"}}));
+    EXPECT_EQ(*parse_json(pack(net::Response::json(200, Json{{"files", Json::array()}}), "dict", false).body), (Json{{"files", Json::array()}}));
+    EXPECT_EQ(pack(net::Response::json(200, Json{{"x", 1}}), "empty", true).body, "{}");
+    EXPECT_EQ(pack(net::Response::text(200, "x"), "class", false).status, 422);
 }
 
 } // namespace
