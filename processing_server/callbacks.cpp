@@ -20,13 +20,21 @@ Json result_message(Job const& job) {
     return Json{{"job_id", job.id.str()}, {"state", wire(job.state)}, {"path_to_mets", job.path_to_mets}, {"workspace_id", ""}};
 }
 
+Json result_message(WorkflowId const& id, JobState state, std::string const& path_to_mets) {
+    return Json{{"job_id", id.str()}, {"state", wire(state)}, {"path_to_mets", path_to_mets}, {"workspace_id", ""}};
+}
+
 Callbacks::Callbacks(asio::any_io_executor io, store::Store& store)
     : log_("callbacks"), store_(store), client_(io), tasks_(io, "callbacks"), arrived_(io) {}
 
 void Callbacks::tell(Job const& job) {
-    if (job.callback_url.empty() || stopping_) return;
+    if (!job.callback_url.empty()) tell(job.id, job.callback_url, result_message(job));
+}
+
+void Callbacks::tell(JobId note, std::string url, Json const& message) {
+    if (stopping_) return;
     ++waiting_;
-    calls_.push_back(Call{job.id, job.callback_url, dump(result_message(job))});
+    calls_.push_back(Call{std::move(note), std::move(url), dump(message)});
     if (workers_ < kAtOnce) {
         ++workers_;
         tasks_.spawn("callback", work());

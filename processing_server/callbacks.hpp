@@ -9,12 +9,14 @@
 
 namespace ocrctl::server {
 
-/// POSTs OCR-D's result message to a Job's callback_url until somebody answers, with growing pauses, for about a day;
+/// POSTs OCR-D's result message to a Job's callback_url (or a workflow's) until somebody answers, with growing pauses, for about a day;
 /// over restarts too, since the Store keeps who is still to be told. A few at a time. Lives on the io thread.
 class Callbacks {
 public:
     Callbacks(asio::any_io_executor io, store::Store& store);
     void tell(Job const& job);
+    /// `note`: the Job under whose id the Store keeps that it is still to be told.
+    void tell(JobId note, std::string url, Json const& message);
     std::size_t waiting() const noexcept { return waiting_; }
     awaitable<void> stop();
 
@@ -39,5 +41,7 @@ private:
 
 /// OCR-D's result message (network protocol 3.4).
 Json result_message(Job const& job);
+/// The same about a workflow: its id, SUCCESS or FAILED.
+Json result_message(WorkflowId const& id, JobState state, std::string const& path_to_mets);
 
 } // namespace ocrctl::server

@@ -285,7 +285,7 @@ awaitable<void> JobBook::end(std::vector<Ending> endings, store::Batch extra) {
         ended.push_back(std::move(job));
     }
     for (auto const& job : ended)
-        if (!job.callback_url.empty()) extra.put_callback(job);
+        if (!job.callback_url.empty()) extra.put_callback(job.id);
     for (auto const& job : ended) extra.update(job);
     for (auto const& job : ended) extra.drop_outcomes(job.id, job.attempt);
     auto wait = std::chrono::milliseconds(100);
@@ -310,13 +310,22 @@ awaitable<void> JobBook::end(std::vector<Ending> endings, store::Batch extra) {
         if (job.state == JobState::Success) applied(job.id);
         recent_[job.id] = job.state;
         recent_order_.push_back(job.id);
+        auto last = workflow_that_ends_with(job);
         close(*find(job.id));
         if (on_end) on_end(job);
+        if (last && on_workflow_end) on_workflow_end(job.workflow, last->first, last->second);
     }
     while (recent_order_.size() > kRecent) {
         recent_.erase(recent_order_.front());
         recent_order_.pop_front();
     }
+}
+
+JobState final_state(WorkflowCounts const& counts) {
+    for (auto const& [processor, states] : counts)
+        for (auto const& [state, count] : states)
+            if (count > 0 && (state == JobState::Failed || state == JobState::Cancelled)) return JobState::Failed;
+    return JobState::Success;
 }
 
 void JobBook::set_counts(std::map<JobState, std::size_t> counts) { counts_ = std::move(counts); }
@@ -327,6 +336,18 @@ WorkflowCounts const* JobBook::workflow(WorkflowId const& id) const {
 }
 
 void JobBook::set_workflow(WorkflowId const& id, WorkflowCounts counts) { workflows_[id].counts = std::move(counts); }
+
+void JobBook::tell_at_end(WorkflowId const& id, WorkflowCallback callback) {
+    workflows_[id].callback = std::move(callback);
+}
+
+// Before its last Job is out of memory: who is to be told what.
+std::optional<std::pair<WorkflowCallback, JobState>> JobBook::workflow_that_ends_with(Job const& job) const {
+    if (job.workflow.empty()) return std::nullopt;
+    auto found = workflows_.find(job.workflow);
+    if (found == workflows_.end() || found->second.open != 1 || !found->second.callback) return std::nullopt;
+    return std::pair(*found->second.callback, final_state(found->second.counts));
+}
 
 std::size_t JobBook::open_in(std::string const& workspace) const {
     auto found = by_workspace_.find(workspace);

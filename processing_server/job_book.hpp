@@ -24,6 +24,12 @@ enum class Phase {
     Committed,  // its last result is in the Store; the METS is not yet saved
 };
 
+/// Who is told when a workflow has ended. The Store has the note of it under the id of one of its Jobs.
+struct WorkflowCallback {
+    JobId note;
+    std::string url, path_to_mets;
+};
+
 struct OpenJob {
     Job job;
     Phase phase = Phase::Waiting;
@@ -49,6 +55,9 @@ std::string lane_of(Job const& job);
 
 /// How the Jobs of a workflow that has open ones stand: processor -> state -> count.
 using WorkflowCounts = std::map<std::string, std::map<JobState, std::size_t>>;
+
+/// Of a workflow whose Jobs have all ended: Failed if one failed or was cancelled, else Success.
+JobState final_state(WorkflowCounts const& counts);
 
 /// Lives on the io thread; refers to the Store, which outlives it.
 class JobBook {
@@ -100,6 +109,8 @@ public:
 
     /// Called for each ended Job, on the io thread: callbacks, cleaning up.
     std::function<void(Job const&)> on_end;
+    /// After on_end of its last Job, for each workflow of tell_at_end(): Success or Failed.
+    std::function<void(WorkflowId const&, WorkflowCallback const&, JobState)> on_workflow_end;
 
     // --- what people ask ---
     JobState shown_state(OpenJob const& job) const noexcept;
@@ -109,6 +120,8 @@ public:
     /// Counts of a workflow with open Jobs; null: ask the Store.
     WorkflowCounts const* workflow(WorkflowId const& id) const;
     void set_workflow(WorkflowId const& id, WorkflowCounts counts);
+    /// Of a workflow with open Jobs.
+    void tell_at_end(WorkflowId const& id, WorkflowCallback callback);
     PageLocks const& locks() const noexcept { return locks_; }
     /// Changes with every state change: for long polls.
     std::uint64_t version() const noexcept { return version_; }
@@ -123,6 +136,7 @@ private:
     void leave_broker(OpenJob& job);
     OpenJob& add(Job job);
     void close(OpenJob& job);
+    std::optional<std::pair<WorkflowCallback, JobState>> workflow_that_ends_with(Job const& job) const;
 
     log::Logger log_;
     store::Store& store_;
@@ -139,6 +153,7 @@ private:
     struct WorkflowState {
         WorkflowCounts counts;
         std::size_t open = 0;
+        std::optional<WorkflowCallback> callback;
     };
     std::unordered_map<WorkflowId, WorkflowState> workflows_;
     std::uint64_t version_ = 1;

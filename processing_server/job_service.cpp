@@ -553,6 +553,7 @@ awaitable<Answer<Workflow>> JobService::run(WorkflowRequest request) {
     else instantiate(request.page_id, request.page_id, looked->pages);
     store::Batch batch;
     batch.put(workflow); // before its Jobs: none of them is without it
+    if (!workflow.callback_url.empty()) batch.put_callback(ids.front());
     batch.append(std::move(puts));
     auto written = co_await store_.write(std::move(batch));
     if (!written) {
@@ -562,6 +563,8 @@ awaitable<Answer<Workflow>> JobService::run(WorkflowRequest request) {
     }
     crash_point("server.after-accept");
     log_.info("workflow.accepted", kv(field::kWorkflow, workflow.id.str()), kv(field::kCount, ids.size()), kv(field::kWorkspace, place->folder));
+    if (!workflow.callback_url.empty())
+        book_.tell_at_end(workflow.id, {ids.front(), workflow.callback_url, workflow.path_to_mets});
     for (auto const& id : ids) book_.durable(id);
     if (foreign_ != nullptr) foreign_->mirror(workflow);
     co_return workflow;

@@ -107,6 +107,9 @@ awaitable<Result<void>> ProcessingServer::Parts::start() {
     if (agents.closing()) jobs->close_intake();
 
     book->on_end = [this](Job const& job) { job_ended(job); };
+    book->on_workflow_end = [this](WorkflowId const& id, WorkflowCallback const& callback, JobState state) {
+        callbacks->tell(callback.note, callback.url, result_message(id, state, callback.path_to_mets));
+    };
     agents.on_report = [this](HostReport const& report) { agent_reported(report); };
     agents.on_start_report = [this](HostReport const& report) {
         if (foreign) foreign->started(report);
@@ -187,6 +190,22 @@ awaitable<Result<void>> ProcessingServer::Parts::recover() {
             if (is_final(one.state)) final[one.processor][one.state] = one.count;
         book->set_workflow(id, std::move(final));
     }
+    for (auto const& job : *to_tell) { // of a workflow's Jobs one stands for the workflow
+        if (job.workflow.empty()) continue;
+        auto workflow = co_await store->workflow(job.workflow);
+        if (!workflow) co_return std::unexpected(workflow.error());
+        if (!*workflow) continue;
+        if (workflows.contains(job.workflow)) {
+            book->tell_at_end(job.workflow, {job.id, (*workflow)->callback_url, (*workflow)->path_to_mets});
+            continue;
+        }
+        auto states = co_await store->workflow_counts(job.workflow);
+        if (!states) co_return std::unexpected(states.error());
+        WorkflowCounts final;
+        for (auto const& one : *states) final[one.processor][one.state] = one.count;
+        callbacks->tell(job.id, (*workflow)->callback_url,
+                        result_message(job.workflow, final_state(final), (*workflow)->path_to_mets));
+    }
     std::set<JobId> asked;
     for (auto const& job : *open)
         for (auto const& dependency : job.depends_on)
@@ -208,7 +227,7 @@ awaitable<Result<void>> ProcessingServer::Parts::recover() {
     results->recover(*outcomes);
     // The note to tell is written before the end: a Job that has not ended yet will be told when it does.
     for (auto const& job : *to_tell)
-        if (is_final(job.state)) callbacks->tell(job);
+        if (job.workflow.empty() && is_final(job.state)) callbacks->tell(job);
     dispatcher->start(epoch->value_or(""));
     if (foreign)
         if (auto begun = foreign->start(url); !begun) co_return begun;

@@ -33,7 +33,7 @@ public:
     /// The METS that holds this Job's outcomes, up to this attempt, is on disk.
     void drop_outcomes(JobId job, int attempt) { changes_.emplace_back(DropOutcomes{std::move(job), attempt}); }
     /// The client is to be told of the Job's end; repeated after a restart until it is dropped.
-    void put_callback(Job const& job) { changes_.emplace_back(PutCallback{job.id}); }
+    void put_callback(JobId job) { changes_.emplace_back(PutCallback{std::move(job)}); }
     void drop_callback(JobId job) { changes_.emplace_back(DropCallback{std::move(job)}); }
     void set(std::string key, std::string value) { changes_.emplace_back(SetValue{std::move(key), std::move(value)}); }
 

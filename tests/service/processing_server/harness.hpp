@@ -54,6 +54,33 @@ inline int free_port() {
     return ntohs(address.sin_port);
 }
 
+/// What somebody sends to this port of loopback, as far as `until`; nothing is answered. Empty: nobody came within 20 s.
+inline std::string request_on(int port, std::string const& until) {
+    Fd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    int one = 1;
+    ::setsockopt(listener.get(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<std::uint16_t>(port));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    timeval limit{20, 0};
+    ::setsockopt(listener.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    if (::bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
+        ::listen(listener.get(), 5) != 0)
+        return {};
+    Fd peer(::accept(listener.get(), nullptr, nullptr));
+    if (!peer) return {};
+    ::setsockopt(peer.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    std::string text;
+    char buffer[4096];
+    while (text.find(until) == std::string::npos) {
+        auto got = ::recv(peer.get(), buffer, sizeof buffer, 0);
+        if (got <= 0) break;
+        text.append(buffer, static_cast<std::size_t>(got));
+    }
+    return text;
+}
+
 /// mets.xml with `pages` pages PHYS_0001... in OCR-D-IMG, and their (fake) images.
 inline void make_workspace(std::filesystem::path const& folder, int pages) {
     std::filesystem::create_directories(folder / "OCR-D-IMG");

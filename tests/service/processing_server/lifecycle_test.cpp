@@ -110,6 +110,43 @@ TEST_F(LifecycleTest, AFailedHolderOfPagesReleasesThoseWhoWaitForThem) {
     EXPECT_NE(server_->get("/v1/jobs/" + first).body.find("no such model"), std::string::npos);
 }
 
+TEST_F(LifecycleTest, ADependencyInAnotherWorkspaceReleasesAtOnce) {
+    make_workspace(folder_ / "data" / "ws2", 2);
+    auto first = submit(job_body());
+    auto body = job_body();
+    body["path_to_mets"] = (folder_ / "data/ws2/mets.xml").native();
+    body["depends_on"] = {first};
+    auto second = submit(body);
+    EXPECT_EQ(server_->state_of(second), "CACHED");
+    auto played = worker();
+    ASSERT_TRUE(reaches(second, "SUCCESS")) << "nothing else happens in its workspace";
+    EXPECT_EQ(server_->state_of(first), "SUCCESS");
+}
+
+TEST_F(LifecycleTest, AJobWhoseDependencyEndedStillWaitsForItsPages) {
+    std::atomic<bool> go = false;
+    auto played = worker("ocrd-ocrctl-dummy");
+    auto slow = worker("ocrd-ocrctl-binarize", [&](Task const&, TaskResult result) -> std::optional<TaskResult> {
+        hold_until([&] { return go.load(); });
+        return result;
+    });
+    auto holder = submit(job_body("OUT"), "ocrd-ocrctl-binarize");
+    ASSERT_TRUE(eventually([&] { return slow->runs() == 1; }));
+    auto first = submit(job_body("A"));
+    auto body = job_body("OUT");
+    body["depends_on"] = {first};
+    auto second = submit(body);
+    auto third = submit(job_body("OUT"));
+    ASSERT_TRUE(reaches(first, "SUCCESS"));
+    EXPECT_EQ(server_->state_of(second), "CACHED") << "its pages are being written";
+    EXPECT_EQ(server_->state_of(third), "CACHED");
+    EXPECT_EQ(played->runs(), 1);
+    go = true;
+    ASSERT_TRUE(reaches(holder, "SUCCESS"));
+    ASSERT_TRUE(reaches(second, "SUCCESS"));
+    ASSERT_TRUE(reaches(third, "SUCCESS"));
+}
+
 TEST_F(LifecycleTest, TransientTroubleIsRetriedAndADataErrorIsNot) {
     std::atomic<int> runs = 0;
     auto played = worker("ocrd-ocrctl-dummy", [&](Task const& task, TaskResult result) -> std::optional<TaskResult> {
@@ -309,31 +346,35 @@ TEST_F(LifecycleTest, AClientIsCalledBackEvenIfItIsAwayAtFirst) {
     ASSERT_TRUE(session->declare_classic("client-" + name_));
     auto job = submit(body);
     ASSERT_TRUE(reaches(job, "SUCCESS"));
-    Fd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    int one = 1;
-    ::setsockopt(listener.get(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_port = htons(static_cast<std::uint16_t>(port));
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    ASSERT_EQ(::bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-    ASSERT_EQ(::listen(listener.get(), 5), 0);
-    timeval limit{20, 0};
-    ::setsockopt(listener.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    Fd peer(::accept(listener.get(), nullptr, nullptr));
-    ASSERT_TRUE(peer);
-    ::setsockopt(peer.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-    std::string text;
-    char buffer[4096];
-    while (text.find("workspace_id") == std::string::npos) {
-        auto got = ::recv(peer.get(), buffer, sizeof buffer, 0);
-        if (got <= 0) break;
-        text.append(buffer, static_cast<std::size_t>(got));
-    }
+    auto text = request_on(port, "workspace_id");
     EXPECT_NE(text.find("POST /done"), std::string::npos);
     EXPECT_NE(text.find(job), std::string::npos);
     EXPECT_NE(text.find("SUCCESS"), std::string::npos);
     EXPECT_TRUE(eventually([&] { return session->count("client-" + name_).value_or(0) == 1; }));
+}
+
+TEST_F(LifecycleTest, AWorkflowsClientIsCalledBackOverARestartToo) {
+    auto played = worker();
+    auto port = free_port();
+    auto callback = fmt::format("&workflow_callback_url=http://127.0.0.1:{}/flow", port);
+    auto good = run_workflow("&page_wise=true" + callback, "ocrctl-dummy -I OCR-D-IMG -O A\nocrctl-dummy -I A -O B\n");
+    auto text = request_on(port, "workspace_id");
+    EXPECT_NE(text.find("POST /flow"), std::string::npos) << text;
+    EXPECT_NE(text.find(good), std::string::npos) << text;
+    EXPECT_NE(text.find("\"SUCCESS\""), std::string::npos) << text;
+    EXPECT_EQ(workflow_state(good), "SUCCESS") << "not before its end";
+    // One that fails while its client is away, and a server that is killed before the client is back.
+    std::filesystem::remove(workspace_ / "OCR-D-IMG" / "0003.png");
+    auto bad = run_workflow("&page_wise=true" + callback, "ocrctl-dummy -I OCR-D-IMG -O C\n");
+    ASSERT_TRUE(eventually([&] { return workflow_state(bad) == "FAILED" && (*parse_json(server_->get("/v1/status").body))["open"] == 0; }));
+    server_->kill();
+    start();
+    while ((text = request_on(port, "workspace_id")).find(good) != std::string::npos) {
+        // nothing was answered to the first call: it is told again
+    }
+    EXPECT_NE(text.find(bad), std::string::npos) << text;
+    EXPECT_NE(text.find("\"FAILED\""), std::string::npos) << text;
+    EXPECT_EQ(server_->run_workflow("mets_path=" + (workspace_ / "mets.xml").native() + "&workflow_callback_url=https://x/", "ocrctl-dummy -I OCR-D-IMG -O D\n").status, 422);
 }
 
 TEST_F(LifecycleTest, AMissingInputFileFailsItsPageOnly) {

@@ -152,7 +152,7 @@ TEST_P(StoreConformance, RemembersWhoIsStillToBeTold) {
     Batch batch;
     batch.put(make_job("a", JobState::Success));
     batch.put(make_job("b", JobState::Success));
-    batch.put_callback(make_job("a"));
+    batch.put_callback(JobId("a"));
     write(std::move(batch));
     reopen();
     auto waiting = run(io_, store_->callbacks());
