@@ -197,13 +197,14 @@ private:
 Result<std::unique_ptr<OcrdDocuments>> make_ocrd_documents(std::shared_ptr<MongoConnection> connection) {
     log::Logger log("store");
     auto unique = true;
-    // Rows that somebody else wrote may be there twice; then it goes without.
+    // Rows that somebody else wrote may be there twice; then the index is not a unique one.
     for (auto [collection, key] : {std::pair{kJobs, "job_id"}, {kWorkflows, "job_id"}, {kScripts, "workflow_id"}}) {
         auto made = make_index(*connection, collection, {{key, 1}}, true);
         if (made) continue;
         if (made.error().kind() == ErrorKind::Unavailable || made.error().kind() == ErrorKind::Denied) return std::unexpected(made.error());
         log.warn("mongo.no-unique-index", log::kv("collection", collection), log::kv(log::field::kError, made.error().message()));
         if (std::string_view(collection) == kJobs) unique = false;
+        if (auto plain = make_index(*connection, collection, {{key, 1}}); !plain) return std::unexpected(plain.error());
     }
     for (auto const* key : {"workspace_mets_path", "workspace_id"})
         if (auto made = make_index(*connection, kWorkspaces, {{key, 1}}); !made) return std::unexpected(made.error());

@@ -254,6 +254,24 @@ TEST_F(OcrdDocumentsTest, RowsThatWereThereTwiceBeforeUsDoNotStopIt) {
     put(submitted("j1"));
     put(submitted("j1"));
     EXPECT_EQ(mongo().documents(database_, "DBProcessorJob", Json{{"job_id", "j1"}}).size(), 1u);
+    auto indexes = mongo().command(database_, R"({"listIndexes":"DBProcessorJob"})");
+    EXPECT_NE(dump(indexes).find("\"job_id\""), std::string::npos) << indexes;
+}
+
+TEST_F(OcrdDocumentsTest, EveryLookUpHasItsIndex) {
+    auto keys = [&](std::string const& collection) {
+        std::set<std::string> found;
+        auto answer = mongo().command(database_, R"({"listIndexes":")" + collection + R"("})");
+        for (auto const& index : answer["cursor"]["firstBatch"]) found.insert(index["key"].items().begin().key());
+        return found;
+    };
+    // OCR-D's programs ask for these, and so do we.
+    EXPECT_TRUE(keys("DBProcessorJob").contains("job_id"));
+    EXPECT_TRUE(keys("DBWorkflowJob").contains("job_id"));
+    EXPECT_TRUE(keys("DBWorkflowScript").contains("workflow_id"));
+    EXPECT_TRUE(keys("workspace").contains("workspace_mets_path"));
+    EXPECT_TRUE(keys("workspace").contains("workspace_id"));
+    for (auto const* collection : {"ocrctl_jobs", "ocrctl_outcomes", "ocrctl_scripts"}) EXPECT_GT(keys(collection).size(), 1u) << collection;
 }
 
 TEST_F(OcrdDocumentsTest, GoesOnAfterMongoWasAway) {
