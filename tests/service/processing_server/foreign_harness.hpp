@@ -3,6 +3,7 @@
 #pragma once
 
 #include "lib/model/unit.hpp"
+#include "lib/net/url.hpp"
 #include "lib/net/websocket.hpp"
 #include "tests/service/processing_server/harness.hpp"
 #include "tests/support/mongo_server.hpp"
@@ -176,9 +177,10 @@ private:
         consumer_->ack(delivery.tag);
     }
 
-    /// One call as OCR-D's METS client makes it in TCP mode.
+    /// One call as OCR-D's METS client makes it: on a socket, or in TCP mode.
     Json mets_call(std::string const& url, std::string const& workspace, char const* method, char const* path,
                    char const* response, Json data) {
+        if (url.starts_with('/')) return socket_call(url, method, path, response, data);
         auto body = Json{{"workspace_path", workspace},
                          {"method_type", method},
                          {"response_type", response},
@@ -187,6 +189,22 @@ private:
         auto answer = net::http_request("POST", url, {{"Content-Type", "application/json"}}, dump(body));
         if (!answer || answer->status != 200) return {};
         return parse_json(answer->body).value_or(Json());
+    }
+
+    Json socket_call(std::string const& socket, char const* method, char const* path, std::string const& response,
+                     Json const& data) {
+        std::string fields;
+        for (auto const* kind : {"params", "form"})
+            for (auto const& [key, value] : data.value(kind, Json::object()).items())
+                if (value.is_string())
+                    fields += (fields.empty() ? "" : "&") + key + "=" + net::percent_encode(value.get<std::string>());
+        auto form = data.contains("form");
+        auto target = "/" + std::string(path) + (form || fields.empty() ? "" : "?" + fields);
+        auto answer = net::http_request(
+            method, net::unix_url(socket, target),
+            form ? net::Headers{{"Content-Type", "application/x-www-form-urlencoded"}} : net::Headers{}, form ? fields : "");
+        if (!answer || answer->status != 200) return {};
+        return response == "text" ? Json{{"text", answer->body}} : parse_json(answer->body).value_or(Json());
     }
 
     bool process(Json const& message, std::string const& mets_server) {

@@ -345,6 +345,109 @@ TEST_F(ForeignJobsTest, JobsWaitWhileTheirQueueHasNoWorker) {
     EXPECT_EQ(played->runs(), 1);
 }
 
+TEST_F(ForeignJobsTest, WhatIsRefusedLeavesNothingInTheDatabase) {
+    start();
+    auto played = ocrd_worker();
+    auto refused = [&](char const* key, Json value) {
+        auto body = job_body();
+        body[key] = std::move(value);
+        return server_->run("ocrd-dummy", body).status;
+    };
+    EXPECT_EQ(refused("page_id", "PHYS_0001..FOO_0003"), 422);
+    EXPECT_EQ(refused("page_id", "A..B"), 422);
+    EXPECT_EQ(refused("output_file_grps", nullptr), 422);
+    EXPECT_EQ(refused("input_file_grps", Json::array()), 422);
+    EXPECT_EQ(refused("parameters", Json{{"no_such", 1}}), 400);
+    OcrdDatabase database(mongo_url_);
+    for (auto const* collection : {"DBProcessorJob", "workspace"})
+        EXPECT_TRUE(database.find(collection, Json::object()).is_null()) << collection;
+    EXPECT_EQ(parse_json(server_->run("ocrd-dummy", job_body()).body)->value("state", ""), "QUEUED")
+        << "and holds no pages";
+}
+
+TEST_F(ForeignJobsTest, AFailedJobReleasesThoseWhoWaitForItsPages) {
+    start();
+    std::atomic<bool> go = false;
+    std::atomic<int> runs = 0;
+    auto played = ocrd_worker();
+    played->after_running = [&](Json const&) {
+        hold_until([&] { return go.load(); });
+        return runs++ == 0 ? End::Failed : End::Success;
+    };
+    auto first = dummy(), second = dummy(), other = dummy("OTHER");
+    EXPECT_EQ(server_->state_of(second), "CACHED") << "without depends_on";
+    go = true;
+    ASSERT_TRUE(reaches(first, "FAILED"));
+    EXPECT_EQ(call_back(Json{{"job_id", first},
+                             {"state", "FAILED"},
+                             {"path_to_mets", (workspace_ / "mets.xml").native()},
+                             {"workspace_id", ""}})
+                  .status,
+              200);
+    ASSERT_TRUE(reaches(second, "SUCCESS"));
+    ASSERT_TRUE(reaches(other, "SUCCESS"));
+}
+
+TEST_F(ForeignJobsTest, InSocketModeTheLastCallbackIsAnsweredAndTheSocketGoes) {
+    settings_["use_tcp_mets"] = false;
+    start();
+    auto played = ocrd_worker();
+    auto job = dummy();
+    ASSERT_TRUE(reaches(job, "SUCCESS"));
+    EXPECT_EQ(files_in("OUT"), 5u);
+    auto workspace =
+        OcrdDatabase(mongo_url_).find("workspace", Json{{"workspace_mets_path", (workspace_ / "mets.xml").native()}});
+    auto socket = workspace["mets_server_url"].get<std::string>();
+    EXPECT_TRUE(socket.ends_with(".sock")) << socket;
+    EXPECT_EQ(call_back(Json{{"job_id", job},
+                             {"state", "SUCCESS"},
+                             {"path_to_mets", (workspace_ / "mets.xml").native()},
+                             {"workspace_id", ""}})
+                  .status,
+              200);
+    EXPECT_TRUE(eventually([&] { return !std::filesystem::exists(socket); })) << "nobody needs it any more";
+}
+
+TEST_F(ForeignJobsTest, CallbacksAreQuickHoweverManyJobsWait) {
+    std::filesystem::remove_all(workspace_);
+    make_workspace(workspace_, 300);
+    start();
+    auto played = ocrd_worker();
+    auto workflow = start_workflow("dummy -I OCR-D-IMG -O A\ndummy -I A -O B\ndummy -I B -O C\ndummy -I C -O D\n");
+    ASSERT_TRUE(eventually([&] { return played->runs() >= 5; }));
+    auto messages = played->messages();
+    std::chrono::steady_clock::duration slowest{};
+    for (int i = 0; i < 20; ++i) {
+        auto began = std::chrono::steady_clock::now();
+        EXPECT_EQ(call_back(Json{{"job_id", messages[0]["job_id"]},
+                                 {"state", "SUCCESS"},
+                                 {"path_to_mets", (workspace_ / "mets.xml").native()},
+                                 {"workspace_id", ""}})
+                      .status,
+                  200);
+        slowest = std::max(slowest, std::chrono::steady_clock::now() - began);
+    }
+    EXPECT_LT(slowest, 500ms) << "in OCR-D each asks the database about every one of the 900 Jobs that wait";
+    EXPECT_NE(workflow_state(workflow), "FAILED");
+}
+
+TEST_F(ForeignJobsTest, ARequiredParameterStaysRequired) {
+    auto tools = *parse_json(*read_file(state_ / "tools.json"));
+    tools["ocrd-other"]["parameters"]["model"] = {{"type", "string"}, {"description", "m"}, {"required", true}};
+    std::ofstream(state_ / "tools.json") << tools.dump();
+    start();
+    auto played = ocrd_worker("ocrd-other");
+    auto with = job_body();
+    with["parameters"] = {{"model", "x"}};
+    for (int i = 0; i < 2; ++i) {
+        auto without = server_->run("ocrd-other", job_body());
+        EXPECT_EQ(without.status, 400) << without.body;
+        EXPECT_NE(without.body.find("model"), std::string::npos);
+        EXPECT_EQ(server_->run("ocrd-other", with).status, 200);
+        EXPECT_EQ(*parse_json(server_->get("/processor/info/ocrd-other").body), tools["ocrd-other"]);
+    }
+}
+
 TEST_F(ForeignJobsTest, AMetsEditedByHandWhileAWorkerWorksKeepsBoth) {
     start();
     std::atomic<bool> go = false;

@@ -295,6 +295,27 @@ TEST_F(ForeignRecoveryTest, ABrokerThatIsKilledLosesItsTransientQueuesAndNoJob) 
     EXPECT_EQ(played->runs(), 3);
 }
 
+TEST_F(ForeignRecoveryTest, AQueueThatSomebodyDeletesLosesNoJob) {
+    start();
+    std::atomic<bool> go = false;
+    auto played = ocrd_worker();
+    played->after_running = held(go);
+    auto first = dummy("A");
+    ASSERT_TRUE(reaches(first, "RUNNING"));
+    auto second = dummy("B");
+    auto session = queue::Session::open(*queue::parse_broker_url(amqp_), "somebody");
+    ASSERT_TRUE(session);
+    ASSERT_TRUE(eventually([&] { return session->count("ocrd-dummy").value_or(0) == 1; }));
+    ASSERT_TRUE(session->delete_queue("ocrd-dummy")); // and the message in it
+    go = true;
+    ASSERT_TRUE(reaches(first, "SUCCESS"));
+    ASSERT_TRUE(reaches(second, "SUCCESS", 120s)) << "its Worker made its queue again";
+    // Without a queue nothing is taken that nobody would do: OCR-D takes it and it hangs for ever.
+    played.reset();
+    ASSERT_TRUE(session->delete_queue("ocrd-dummy"));
+    ASSERT_TRUE(eventually([&] { return server_->run("ocrd-dummy", job_body("C")).status == 422; }));
+}
+
 TEST_F(ForeignRecoveryTest, ASupervisedWorkerThatEndedWithItsBrokerIsNotBlamed) {
     supervise("ocrd-dummy", 1);
     start();

@@ -72,6 +72,41 @@ TEST_F(SubmissionTest, RefusesWhatCannotRunBeforeAnythingHappens) {
     expect(server_->run(dummy, with("callback_url", "https://x/")), 422, "callback_url");
     expect(server_->run(dummy, with("existing_output", "maybe")), 422, "existing_output");
     nothing_happened();
+    auto good = *parse_json(server_->run(dummy, body).body);
+    EXPECT_EQ(good["state"], "QUEUED") << "none of them holds pages";
+}
+
+TEST_F(SubmissionTest, PagesMeetHoweverTheyAreNamed) {
+    auto state = [&](std::string const& group, std::string const& pages) {
+        auto body = job_body(group);
+        body["page_id"] = pages;
+        auto answer = server_->run("ocrd-ocrctl-dummy", body);
+        EXPECT_EQ(answer.status, 200) << answer.body;
+        return parse_json(answer.body)->value("state", "");
+    };
+    // Of each pair the second waits for the first: by range, expression, ORDER, negation they mean the same page.
+    int n = 0;
+    for (auto const& [first, second] : {std::pair{"PHYS_0002", "//PHYS_000[23]"}, {"//.*_0001", "PHYS_0001"}, {"4", "PHYS_0004"},
+                                        {"PHYS_0001..PHYS_0003", "2"}, {"~PHYS_0005", "physical:PHYS_0003"}}) {
+        auto group = fmt::format("OUT{}", ++n);
+        EXPECT_EQ(state(group, first), "QUEUED") << first;
+        EXPECT_EQ(state(group, second), "CACHED") << first << " and " << second;
+    }
+    auto none = job_body("NONE");
+    none["page_id"] = "PHYS_0003..PHYS_0001"; // in OCR-D no page, which its locks take for all of them
+    expect(server_->run("ocrd-ocrctl-dummy", none), 422, "matches no page");
+}
+
+TEST_F(SubmissionTest, SpellingsOfAPathAreOneWorkspace) {
+    std::filesystem::create_directory_symlink(workspace_, folder_ / "data" / "link");
+    auto first = *parse_json(server_->run("ocrd-ocrctl-dummy", job_body()).body);
+    EXPECT_EQ(first["state"], "QUEUED");
+    for (auto const* path : {"data/./ws/mets.xml", "data/ws/../ws/mets.xml", "data/link/mets.xml"}) {
+        auto body = job_body();
+        body["path_to_mets"] = (folder_ / path).native();
+        auto answer = *parse_json(server_->run("ocrd-ocrctl-dummy", body).body);
+        EXPECT_EQ(answer["state"], "CACHED") << path;
+    }
 }
 
 TEST_F(SubmissionTest, RefusesOutputGroupsThatAreNoNames) {
@@ -187,6 +222,57 @@ TEST_F(SubmissionTest, KeepsWorkflowScripts) {
     EXPECT_NE(server_->get("/workflow/" + id).body.find("FROM-FILE"), std::string::npos);
 }
 
+TEST_F(SubmissionTest, RefusesScriptsThatCannotBeRead) {
+    auto field = [&](std::string method, std::string path, std::string value, bool filename) {
+        auto body = "--b\r\nContent-Disposition: form-data; name=\"workflow\"" + std::string(filename ? "; filename=\"w\"" : "") + "\r\n\r\n" + value + "\r\n--b--\r\n";
+        return server_->request(std::move(method), std::move(path), body, {{"Content-Type", "multipart/form-data; boundary=b"}});
+    };
+    auto made = field("POST", "/workflow", "ocrctl-dummy -I OCR-D-IMG -O A\n", true);
+    ASSERT_EQ(made.status, 201) << made.body;
+    auto stored = "/workflow/" + (*parse_json(made.body))["workflow_id"].get<std::string>();
+    auto run = "/workflow/run?mets_path=" + (workspace_ / "mets.xml").native();
+    auto nowhere = (folder_ / "none.txt").native();
+    std::ofstream(folder_ / "latin1.txt") << "ocrctl-dummy -I OCR-D-IMG -O A -P x \xe4\n";
+    for (auto const& [method, path] : {std::pair<std::string, std::string>{"POST", "/workflow"}, {"PUT", stored}, {"POST", run}}) {
+        expect(field(method, path, nowhere, false), 422, "none.txt");
+        expect(field(method, path, (folder_ / "latin1.txt").native(), false), 422, "UTF-8");
+        expect(field(method, path, "ocrctl-dummy -I OCR-D-IMG -O A -P x \xe4\n", true), 422, "UTF-8");
+        expect(field(method, path, folder_.native(), false), 422, "workflow");
+        for (auto const* last : {"-I", "-O", "-p"}) expect(field(method, path, fmt::format("ocrctl-dummy -I OCR-D-IMG -O A {}\n", last), true), 422, last);
+        expect(field(method, path, " \n\n", true), 422, "workflow");
+    }
+    nothing_happened();
+}
+
+TEST_F(SubmissionTest, AnExpressionSelectsThePagesOfAPageWiseWorkflow) {
+    auto answer = server_->run_workflow("page_wise=true&page_id=%2F%2FPHYS_000%5B24%5D&mets_path=" + (workspace_ / "mets.xml").native(), "ocrctl-dummy -I OCR-D-IMG -O A\n");
+    ASSERT_EQ(answer.status, 200) << answer.body;
+    std::set<std::string> pages;
+    for (auto const& [page, jobs] : (*parse_json(answer.body))["processing_job_ids"].items()) pages.insert(page);
+    EXPECT_EQ(pages, (std::set<std::string>{"PHYS_0002", "PHYS_0004"}));
+}
+
+TEST_F(SubmissionTest, GroupsAreLookedForInTheMetsThatIsNamed) {
+    auto other = mets();
+    ASSERT_TRUE(other.add_file({"ONLY-OTHER", "O_1", "PHYS_0001", "image/png", "O/1.png", 0, ""}));
+    ASSERT_TRUE(other.save());
+    std::filesystem::rename(workspace_ / "mets.xml", workspace_ / "other.xml");
+    std::filesystem::remove_all(folder_ / "data" / "plain");
+    make_workspace(folder_ / "data" / "plain", 5);
+    std::filesystem::copy_file(folder_ / "data" / "plain" / "mets.xml", workspace_ / "mets.xml");
+    std::string const script = "ocrctl-dummy -I ONLY-OTHER -O A\n";
+    expect(server_->run_workflow("mets_path=" + (workspace_ / "mets.xml").native(), script), 422, "ONLY-OTHER");
+    auto answer = server_->run_workflow("mets_path=" + (workspace_ / "other.xml").native(), script);
+    EXPECT_EQ(answer.status, 200) << answer.body;
+    // What was added through the METS API and is not on disk yet is there as well.
+    Json form{{"file_grp", "UNSAVED"}, {"file_id", "U_1"}, {"mimetype", "image/png"}, {"page_id", "PHYS_0001"}, {"local_filename", "U/1.png"}};
+    auto added = server_->post("/tcp_mets", Json{{"workspace_path", workspace_.native()}, {"method_type", "POST"}, {"response_type", "class"},
+                                                 {"request_url", "file"}, {"request_data", {{"form", form}}}});
+    ASSERT_EQ(added.status, 200) << added.body;
+    answer = server_->run_workflow("mets_path=" + (workspace_ / "mets.xml").native(), "ocrctl-dummy -I UNSAVED -O B\n");
+    EXPECT_EQ(answer.status, 200) << answer.body;
+}
+
 TEST_F(SubmissionTest, RefusesWorkflowsThatCannotRun) {
     auto mets = "mets_path=" + (workspace_ / "mets.xml").native();
     expect(server_->run_workflow("page_wise=True", "ocrctl-dummy -I OCR-D-IMG -O A\n"), 422, "mets_path");
@@ -197,6 +283,8 @@ TEST_F(SubmissionTest, RefusesWorkflowsThatCannotRun) {
     expect(server_->run_workflow(mets, "ocrctl-dummy -I NOT-THERE -O A\n"), 422, "OCR-D-IMG (5 files)");
     expect(server_->run_workflow(mets, "nobody -I OCR-D-IMG -O A\nnobody2 -I A -O B\n"), 406, "ocrd-nobody, ocrd-nobody2");
     expect(server_->run_workflow(mets + "&page_id=PHYS_0077", "ocrctl-dummy -I OCR-D-IMG -O A\n"), 422, "PHYS_0077");
+    expect(server_->run_workflow(mets + "&page_wise=1&page_id=PHYS_0077..PHYS_0079", "ocrctl-dummy -I OCR-D-IMG -O A\n"), 422, "PHYS_0077");
+    expect(server_->run_workflow(mets, "ocrctl-dummy -I OCR-D-IMG -O A\nocrctl-dummy -I NOT-THERE -O B\n"), 422, "NOT-THERE");
     expect(server_->run_workflow(mets, "ocrctl-dummy -I OCR-D-IMG -O A\nocrctl-dummy -I A -O B -P no_such 1\n"), 400, "no_such");
     EXPECT_EQ(server_->get("/workflow/job/none").status, 404);
     EXPECT_EQ(server_->get("/workflow/job-simple/none").status, 404);

@@ -336,6 +336,16 @@ TEST(MetsAdd, RefusesAnIdThatIsTakenUnlessForced) {
     EXPECT_EQ(mets.pages(), (Strings{"PHYS_0001", "PHYS_0002"}));
 }
 
+TEST(MetsAdd, OverwritingTheOnlyFileOfAPageLeavesThePageInItsPlace) {
+    Workspace ws(two_pages());
+    auto mets = ws.load();
+    ASSERT_TRUE(mets.remove_file("IMG_0001"));
+    ASSERT_TRUE(mets.add_file(file_ref("OCR", "A", "PHYS_0001")));
+    ASSERT_TRUE(mets.add_file(file_ref("OCR", "A", "PHYS_0001", "OCR/new.xml"), true));
+    ASSERT_TRUE(mets.save());
+    EXPECT_EQ(ws.load().pages(), (Strings{"PHYS_0001", "PHYS_0002"}));
+}
+
 TEST(MetsAdd, LetsTheSameIdBeInTwoGroups) {
     Workspace ws(two_pages());
     auto mets = ws.load();
