@@ -26,7 +26,9 @@ Stamp stamp_of(struct stat const& status) noexcept;
 namespace xml {
 std::string_view local_name(std::string_view qualified) noexcept;
 bool is(pugi::xml_node node, std::string_view ns, std::string_view local) noexcept;
-inline bool is_mets(pugi::xml_node node, std::string_view local) noexcept { return is(node, kMetsNamespace, local); }
+inline bool is_mets(pugi::xml_node node, std::string_view local) noexcept {
+    return is(node, kMetsNamespace, local);
+}
 /// The attribute of a namespace, by local name; empty if there is none.
 pugi::xml_attribute attribute(pugi::xml_node node, std::string_view ns, std::string_view local) noexcept;
 /// The namespace that a prefix is bound to at a node; "" if unbound.

@@ -20,7 +20,9 @@ namespace {
 
 constexpr int kMaxDepth = 200; // of nested file groups and divs
 
-bool blank(std::string_view text) noexcept { return text.find_first_not_of(" \t\r\n") == std::string_view::npos; }
+bool blank(std::string_view text) noexcept {
+    return text.find_first_not_of(" \t\r\n") == std::string_view::npos;
+}
 
 /// The line break and indentation in front of an element, "" if there is none.
 std::string indent_of(pugi::xml_node node) {
@@ -59,7 +61,8 @@ std::string_view scheme_of(std::string_view href) noexcept {
                : std::string_view{};
 }
 
-/// An xs:ID as OCR-D checks it: letter or underscore, then word characters, dots, hyphens. Bytes past ASCII count as letters.
+/// An xs:ID as OCR-D checks it: letter or underscore, then word characters, dots, hyphens. Bytes past ASCII count as
+/// letters.
 bool valid_id(std::string_view id) noexcept {
     auto letter = [](char c) { return std::isalpha(static_cast<unsigned char>(c)) || c == '_'; };
     auto rest = [&](char c) {
@@ -69,8 +72,10 @@ bool valid_id(std::string_view id) noexcept {
 }
 
 std::size_t line_at(std::string_view content, std::ptrdiff_t offset) {
-    auto const end = std::min<std::size_t>(content.size(), static_cast<std::size_t>(std::max<std::ptrdiff_t>(offset, 0)));
-    return 1 + static_cast<std::size_t>(std::count(content.begin(), content.begin() + static_cast<std::ptrdiff_t>(end), '\n'));
+    auto const end =
+        std::min<std::size_t>(content.size(), static_cast<std::size_t>(std::max<std::ptrdiff_t>(offset, 0)));
+    return 1 + static_cast<std::size_t>(
+                   std::count(content.begin(), content.begin() + static_cast<std::ptrdiff_t>(end), '\n'));
 }
 
 /// The first mets:mptr below a node.
@@ -89,11 +94,12 @@ bool short_range(std::string_view token) noexcept {
     if (dots == std::string_view::npos || dots < 3 || token.size() != 2 * dots + 2) return false;
     auto const start = token.substr(0, dots), end = token.substr(dots + 2);
     auto digit = [](char c) { return c >= '0' && c <= '9'; };
-    return start.substr(0, dots - 2) == end.substr(0, dots - 2) && digit(start[dots - 1]) && digit(start[dots - 2]) && digit(end[dots - 1]) &&
-           digit(end[dots - 2]) && !token.starts_with("//");
+    return start.substr(0, dots - 2) == end.substr(0, dots - 2) && digit(start[dots - 1]) && digit(start[dots - 2]) &&
+           digit(end[dots - 1]) && digit(end[dots - 2]) && !token.starts_with("//");
 }
 
-bool matches(std::optional<std::string> const& wanted, std::optional<Pattern> const& pattern, std::string const& value) {
+bool matches(std::optional<std::string> const& wanted, std::optional<Pattern> const& pattern,
+             std::string const& value) {
     if (!wanted) return true;
     return pattern ? pattern->matches(value) : *wanted == value;
 }
@@ -112,7 +118,8 @@ std::string_view namespace_of(pugi::xml_node node, std::string_view prefix) noex
         for (auto a : node.attributes()) {
             std::string_view const name = a.name();
             if (!name.starts_with("xmlns")) continue;
-            if (prefix.empty() ? name == "xmlns" : name.size() == prefix.size() + 6 && name[5] == ':' && name.substr(6) == prefix)
+            if (prefix.empty() ? name == "xmlns"
+                               : name.size() == prefix.size() + 6 && name[5] == ':' && name.substr(6) == prefix)
                 return a.value();
         }
     }
@@ -128,7 +135,8 @@ pugi::xml_attribute attribute(pugi::xml_node node, std::string_view ns, std::str
     for (auto a : node.attributes()) {
         std::string_view const name = a.name();
         auto const prefix = prefix_of(name);
-        if (!prefix.empty() && prefix != "xmlns" && local_name(name) == local && namespace_of(node, prefix) == ns) return a;
+        if (!prefix.empty() && prefix != "xmlns" && local_name(name) == local && namespace_of(node, prefix) == ns)
+            return a;
     }
     return {};
 }
@@ -173,7 +181,8 @@ pugi::xml_node add_element(pugi::xml_node parent, std::string_view local, pugi::
     auto own = indent_of(parent);
     if (own.empty() && parent.parent().type() == pugi::node_document) own = "\n";
     if (!own.empty())
-        while (parent.first_child().type() == pugi::node_pcdata && blank(parent.first_child().value())) parent.remove_child(parent.first_child());
+        while (parent.first_child().type() == pugi::node_pcdata && blank(parent.first_child().value()))
+            parent.remove_child(parent.first_child());
     if (!own.empty()) text(parent.append_child(pugi::node_pcdata), own + "  ");
     auto node = parent.append_child(name.c_str());
     if (!own.empty()) text(parent.append_child(pugi::node_pcdata), own);
@@ -227,7 +236,7 @@ Result<void> Mets::Impl::read() {
     for (int attempt = 0;; ++attempt) {
         Fd fd(::open(target.c_str(), O_RDONLY | O_CLOEXEC));
         if (!fd) return fail(errno_error(errno, "read METS " + file.native()));
-        struct stat before {}, after {};
+        struct stat before{}, after{};
         if (::fstat(fd.get(), &before) != 0) return fail(errno_error(errno, "read METS " + file.native()));
         if (!S_ISREG(before.st_mode)) return fail(ErrorKind::Invalid, "{} is not a file", file.native());
         content.resize(static_cast<std::size_t>(before.st_size));
@@ -243,7 +252,8 @@ Result<void> Mets::Impl::read() {
         if (::fstat(fd.get(), &after) != 0) return fail(errno_error(errno, "read METS " + file.native()));
         stamp = stamp_of(before);
         if (stamp == stamp_of(after)) break;
-        if (attempt == 5) return fail(ErrorKind::Conflict, "{} is being written by somebody else all the time", file.native());
+        if (attempt == 5)
+            return fail(ErrorKind::Conflict, "{} is being written by somebody else all the time", file.native());
     }
     if (auto parsed = parse(content); !parsed) return parsed;
     index();
@@ -254,7 +264,8 @@ Result<void> Mets::Impl::read() {
             if (!pointer) continue;
             std::string const to = xml::attribute(pointer, kXlinkNamespace, "href").value();
             return fail(ErrorKind::Invalid,
-                        "{} has no pages of its own, it only points to other METS (a newspaper year or a multi-volume work): use one of "
+                        "{} has no pages of its own, it only points to other METS (a newspaper year or a multi-volume "
+                        "work): use one of "
                         "those{}",
                         file.native(), to.empty() ? "" : ", for example " + to);
         }
@@ -266,9 +277,11 @@ Result<void> Mets::Impl::parse(std::string const& content) {
     // White space stays as it is and goes back as it was: the difference to the file is our additions only.
     auto const result = document.load_buffer(content.data(), content.size(), pugi::parse_full | pugi::parse_ws_pcdata);
     if (result.status == pugi::status_no_document_element || content.empty())
-        return fail(ErrorKind::Invalid, "{} is not XML: {}", file.native(), blank(content) ? "it is empty" : "it has no root element");
+        return fail(ErrorKind::Invalid, "{} is not XML: {}", file.native(),
+                    blank(content) ? "it is empty" : "it has no root element");
     if (!result)
-        return fail(ErrorKind::Invalid, "{} is not XML: line {}: {}", file.native(), line_at(content, result.offset), result.description());
+        return fail(ErrorKind::Invalid, "{} is not XML: line {}: {}", file.native(), line_at(content, result.offset),
+                    result.description());
     root = document.document_element();
     if (!xml::is_mets(root, "mets"))
         return fail(ErrorKind::Invalid, "{} is not a METS: its root element is <{}>{}", file.native(), root.name(),
@@ -277,14 +290,20 @@ Result<void> Mets::Impl::parse(std::string const& content) {
         if (node.type() == pugi::node_declaration) {
             had_declaration = true;
             std::string encoding = node.attribute("encoding").value();
-            std::transform(encoding.begin(), encoding.end(), encoding.begin(), [](unsigned char c) { return std::tolower(c); });
+            std::transform(encoding.begin(), encoding.end(), encoding.begin(),
+                           [](unsigned char c) { return std::tolower(c); });
             bool const latin1 = encoding == "iso-8859-1" || encoding == "latin1" || encoding == "latin-1";
             bool const known = encoding.empty() || encoding.starts_with("utf") || encoding == "us-ascii" || latin1;
-            if (!known) return fail(ErrorKind::Invalid, "{} is encoded in {}: convert it to UTF-8 first", file.native(), encoding);
+            if (!known)
+                return fail(ErrorKind::Invalid, "{} is encoded in {}: convert it to UTF-8 first", file.native(),
+                            encoding);
         }
-        if (node.type() == pugi::node_doctype && std::string_view(node.value()).find("<!ENTITY") != std::string_view::npos)
-            return fail(ErrorKind::Invalid, "{} declares entities in its DOCTYPE, which is not supported: expand them with `xmllint --noent`",
-                        file.native());
+        if (node.type() == pugi::node_doctype &&
+            std::string_view(node.value()).find("<!ENTITY") != std::string_view::npos)
+            return fail(
+                ErrorKind::Invalid,
+                "{} declares entities in its DOCTYPE, which is not supported: expand them with `xmllint --noent`",
+                file.native());
     }
     return {};
 }
@@ -317,7 +336,9 @@ std::optional<std::string> Mets::Impl::relative(std::string_view text) const {
     if (text.empty() || text.find('\0') != std::string_view::npos) return std::nullopt;
     fs::path path{std::string(text)};
     if (path.is_absolute()) {
-        auto below = [&](fs::path const& folder) { return path.lexically_normal().lexically_relative(folder.lexically_normal()); };
+        auto below = [&](fs::path const& folder) {
+            return path.lexically_normal().lexically_relative(folder.lexically_normal());
+        };
         auto inside = below(workspace);
         if (inside.empty() || *inside.begin() == "..") {
             std::error_code error;
@@ -332,8 +353,10 @@ std::optional<std::string> Mets::Impl::relative(std::string_view text) const {
 }
 
 std::string Mets::Impl::local_path(std::string_view href) const {
-    if (href.starts_with("file://")) href.remove_prefix(7);
-    else if (href.starts_with("file:")) href.remove_prefix(5);
+    if (href.starts_with("file://"))
+        href.remove_prefix(7);
+    else if (href.starts_with("file:"))
+        href.remove_prefix(5);
     if (href.find('%') == std::string_view::npos) return std::string(href);
     // OCR-D writes names as they are, others percent-encoded: a file of the literal name decides.
     std::error_code error;
@@ -343,15 +366,19 @@ std::string Mets::Impl::local_path(std::string_view href) const {
 
 void Mets::Impl::use_path(std::string const& path, int by) {
     if (path.empty()) return;
-    if (by > 0) ++path_uses[path];
-    else if (auto it = path_uses.find(path); it != path_uses.end() && --it->second == 0) path_uses.erase(it);
+    if (by > 0)
+        ++path_uses[path];
+    else if (auto it = path_uses.find(path); it != path_uses.end() && --it->second == 0)
+        path_uses.erase(it);
 }
 
 void Mets::Impl::place(Entry& entry, bool in) {
     if (!by_place) return;
     auto const& f = entry.file;
     for (auto const* location : {&f.path, &f.href, &f.url}) {
-        if (location->empty() || (location != &f.path && *location == f.path) || (location == &f.url && f.url == f.href)) continue;
+        if (location->empty() || (location != &f.path && *location == f.path) ||
+            (location == &f.url && f.url == f.href))
+            continue;
         if (in) {
             (*by_place)[*location].push_back(&entry);
         } else if (auto it = by_place->find(*location); it != by_place->end()) {
@@ -410,8 +437,10 @@ void Mets::Impl::index_file(pugi::xml_node node, std::size_t at) {
     if (local.empty()) local = url_as_local;
     if (!local.empty()) {
         f.href = local;
-        if (auto path = relative(local_path(local))) f.path = *path;
-        else f.escapes = true;
+        if (auto path = relative(local_path(local)))
+            f.path = *path;
+        else
+            f.escapes = true;
     }
     use_path(f.path, 1);
     by_id[f.id].push_back(made.get());
@@ -422,7 +451,9 @@ void Mets::Impl::index_pages() {
     for (auto map : root.children()) {
         if (!xml::is_mets(map, "structMap") || std::string_view(map.attribute("TYPE").value()) != "PHYSICAL") continue;
         for (auto sequence : map.children()) {
-            if (!xml::is_mets(sequence, "div") || std::string_view(sequence.attribute("TYPE").value()) != "physSequence") continue;
+            if (!xml::is_mets(sequence, "div") ||
+                std::string_view(sequence.attribute("TYPE").value()) != "physSequence")
+                continue;
             for (auto div : sequence.children()) {
                 if (!xml::is_mets(div, "div") || std::string_view(div.attribute("TYPE").value()) != "page") continue;
                 std::string const id = div.attribute("ID").value();
@@ -498,7 +529,8 @@ Mets::Impl::Page& Mets::Impl::page_or_new(std::string const& id) {
         if (!xml::is_mets(c, "structMap") || std::string_view(c.attribute("TYPE").value()) != "PHYSICAL") continue;
         if (!map) map = c;
         for (auto d : c.children())
-            if (!sequence && xml::is_mets(d, "div") && std::string_view(d.attribute("TYPE").value()) == "physSequence") sequence = d;
+            if (!sequence && xml::is_mets(d, "div") && std::string_view(d.attribute("TYPE").value()) == "physSequence")
+                sequence = d;
         if (sequence) break;
     }
     if (!sequence) {
@@ -609,10 +641,18 @@ Result<void> Mets::reload() {
     return {};
 }
 
-fs::path const& Mets::file() const noexcept { return impl_->file; }
-fs::path const& Mets::workspace() const noexcept { return impl_->workspace; }
-std::vector<std::string> const& Mets::pages() const noexcept { return impl_->page_ids; }
-bool Mets::changed() const noexcept { return impl_->changed; }
+fs::path const& Mets::file() const noexcept {
+    return impl_->file;
+}
+fs::path const& Mets::workspace() const noexcept {
+    return impl_->workspace;
+}
+std::vector<std::string> const& Mets::pages() const noexcept {
+    return impl_->page_ids;
+}
+bool Mets::changed() const noexcept {
+    return impl_->changed;
+}
 
 std::vector<Group> Mets::groups() const {
     std::vector<Group> list;
@@ -620,13 +660,18 @@ std::vector<Group> Mets::groups() const {
     return list;
 }
 
-bool Mets::has_group(std::string_view name) const noexcept { return impl_->group(name) != nullptr; }
+bool Mets::has_group(std::string_view name) const noexcept {
+    return impl_->group(name) != nullptr;
+}
 
-bool Mets::names_path(std::string const& path) const noexcept { return impl_->path_uses.contains(path); }
+bool Mets::names_path(std::string const& path) const noexcept {
+    return impl_->path_uses.contains(path);
+}
 
 std::string Mets::groups_text() const {
     std::vector<std::string> texts;
-    for (auto const& g : impl_->groups) texts.push_back(fmt::format("{} ({})", g.name, counted(g.entries.size(), "file")));
+    for (auto const& g : impl_->groups)
+        texts.push_back(fmt::format("{} ({})", g.name, counted(g.entries.size(), "file")));
     return texts.empty() ? "none" : join(texts, ", ");
 }
 
@@ -640,7 +685,8 @@ std::vector<File const*> Mets::files_of(std::string_view page, std::string_view 
     auto const at = impl_->page_index.find(std::string(page));
     if (at == impl_->page_index.end()) return files;
     for (auto const& pointer : impl_->page_list[at->second].pointers)
-        if (auto const* e = impl_->entry(pointer.file_id, group); e && std::find(files.begin(), files.end(), &e->file) == files.end())
+        if (auto const* e = impl_->entry(pointer.file_id, group);
+            e && std::find(files.begin(), files.end(), &e->file) == files.end())
             files.push_back(&e->file);
     return files;
 }
@@ -653,7 +699,8 @@ Result<std::vector<File const*>> Mets::find_files(Query const& query) const {
         if (!pattern) return std::unexpected(pattern.error());
         return std::optional<Pattern>(std::move(*pattern));
     };
-    auto id = compile(query.id), group = compile(query.group), mimetype = compile(query.mimetype), url = compile(query.url), path = compile(query.path);
+    auto id = compile(query.id), group = compile(query.group), mimetype = compile(query.mimetype),
+         url = compile(query.url), path = compile(query.path);
     for (auto const* each : {&id, &group, &mimetype, &url, &path})
         if (!*each) return std::unexpected(each->error());
 
@@ -676,7 +723,8 @@ Result<std::vector<File const*>> Mets::find_files(Query const& query) const {
     auto consider = [&](Impl::Entry const* e) {
         auto const& f = e->file;
         if (in_group[e->group] && matches(query.id, *id, f.id) && (!on_pages || on_pages->contains(f.id)) &&
-            matches(query.mimetype, *mimetype, f.mimetype) && (matches(query.path, *path, f.path) || (!*path && *query.path == f.href)) &&
+            matches(query.mimetype, *mimetype, f.mimetype) &&
+            (matches(query.path, *path, f.path) || (!*path && *query.path == f.href)) &&
             matches(query.url, *url, f.url))
             candidates.push_back(e);
     };
@@ -710,7 +758,9 @@ Result<std::vector<File const*>> Mets::find_files(Query const& query) const {
 }
 
 bool Mets::is_quick(Query const& query) const noexcept {
-    auto literal = [](std::optional<std::string> const& value) { return value && !value->empty() && !value->starts_with("//"); };
+    auto literal = [](std::optional<std::string> const& value) {
+        return value && !value->empty() && !value->starts_with("//");
+    };
     if (query.page) {
         constexpr std::size_t kFew = 1000; // bytes
         if (query.page->size() > kFew) return false;
@@ -731,8 +781,10 @@ std::string Mets::unique_identifier() const {
         if (depth > kMaxDepth) return;
         for (auto child : node.children()) {
             if (child.type() != pugi::node_element) continue;
-            if (xml::is(child, kModsNamespace, "identifier")) by_type.try_emplace(child.attribute("type").value(), trim(child.text().get()));
-            else self(self, child, depth + 1);
+            if (xml::is(child, kModsNamespace, "identifier"))
+                by_type.try_emplace(child.attribute("type").value(), trim(child.text().get()));
+            else
+                self(self, child, depth + 1);
         }
     };
     for (auto section : impl_->root.children())
@@ -762,7 +814,8 @@ std::vector<Agent> Mets::agents() const {
                     auto const prefix = prefix_of(name);
                     if (name == "xmlns" || prefix == "xmlns") continue;
                     auto const ns = prefix.empty() ? std::string_view{} : xml::namespace_of(child, prefix);
-                    attributes[ns.empty() ? std::string(name) : fmt::format("{{{}}}{}", ns, xml::local_name(name))] = a.value();
+                    attributes[ns.empty() ? std::string(name) : fmt::format("{{{}}}{}", ns, xml::local_name(name))] =
+                        a.value();
                 }
                 agent.notes.emplace_back(std::move(attributes), child.text().get());
             }
@@ -778,8 +831,10 @@ void Mets::add_agent(Agent const& agent) {
     pugi::xml_node before, last; // the element after the last agent; from the end, where it is
     for (auto c = header.last_child(); c && !last; c = c.previous_sibling()) {
         if (c.type() != pugi::node_element) continue;
-        if (xml::is_mets(c, "agent")) last = c;
-        else before = c;
+        if (xml::is_mets(c, "agent"))
+            last = c;
+        else
+            before = c;
     }
     if (!last) before = first_element(header);
     auto node = xml::add_element(header, "agent", before);
@@ -806,19 +861,23 @@ Result<void> check_group_name(std::string_view name) {
     if (name.size() > kLongestGroupName) {
         auto cut = std::size_t{60};
         while (cut > 0 && (static_cast<unsigned char>(name[cut]) & 0xC0) == 0x80) --cut; // not inside a character
-        return fail(ErrorKind::Invalid, "the group name {}... has {} bytes; at most {} are allowed", name.substr(0, cut), name.size(), kLongestGroupName);
+        return fail(ErrorKind::Invalid, "the group name {}... has {} bytes; at most {} are allowed",
+                    name.substr(0, cut), name.size(), kLongestGroupName);
     }
     if (name.empty()) return fail(ErrorKind::Invalid, "the name of an output group is empty");
-    if (!valid_id(name)) return fail(ErrorKind::Invalid, "Invalid syntax for mets:fileGrp/@USE {} (not an xs:ID)", name);
+    if (!valid_id(name))
+        return fail(ErrorKind::Invalid, "Invalid syntax for mets:fileGrp/@USE {} (not an xs:ID)", name);
     return {};
 }
 
 Result<void> check_output_groups(std::vector<std::string> const& groups) {
     if (groups.size() > kMostOutputGroups)
-        return fail(ErrorKind::Invalid, "{} output groups are named; at most {} are allowed", groups.size(), kMostOutputGroups);
+        return fail(ErrorKind::Invalid, "{} output groups are named; at most {} are allowed", groups.size(),
+                    kMostOutputGroups);
     for (auto group = groups.begin(); group != groups.end(); ++group) {
         if (auto fits = check_group_name(*group); !fits) return fits;
-        if (std::find(groups.begin(), group, *group) != group) return fail(ErrorKind::Invalid, "output group {} is named more than once", *group);
+        if (std::find(groups.begin(), group, *group) != group)
+            return fail(ErrorKind::Invalid, "output group {} is named more than once", *group);
     }
     return {};
 }
@@ -831,7 +890,10 @@ bool is_xml_text(std::string_view text) noexcept {
             ++i;
             continue;
         }
-        std::size_t const length = lead >= 0xF0 && lead < 0xF5 ? 4 : lead >= 0xE0 && lead < 0xF0 ? 3 : lead >= 0xC2 && lead < 0xE0 ? 2 : 0;
+        std::size_t const length = lead >= 0xF0 && lead < 0xF5   ? 4
+                                   : lead >= 0xE0 && lead < 0xF0 ? 3
+                                   : lead >= 0xC2 && lead < 0xE0 ? 2
+                                                                 : 0;
         if (length == 0 || i + length > text.size()) return false;
         std::uint32_t code = lead & (0xFFu >> (length + 1));
         for (std::size_t k = 1; k < length; ++k) {
@@ -840,14 +902,18 @@ bool is_xml_text(std::string_view text) noexcept {
             code = code << 6 | (next & 0x3F);
         }
         constexpr std::array<std::uint32_t, 5> kSmallest{0, 0, 0x80, 0x800, 0x10000};
-        if (code < kSmallest[length] || (code >= 0xD800 && code < 0xE000) || code == 0xFFFE || code == 0xFFFF || code > 0x10FFFF) return false;
+        if (code < kSmallest[length] || (code >= 0xD800 && code < 0xE000) || code == 0xFFFE || code == 0xFFFF ||
+            code > 0x10FFFF)
+            return false;
         i += length;
     }
     return true;
 }
 
 Result<void> check_agent(Agent const& agent) {
-    auto refuse = [](std::string_view what) { return fail(ErrorKind::Invalid, "{} of the agent holds characters that XML cannot hold", what); };
+    auto refuse = [](std::string_view what) {
+        return fail(ErrorKind::Invalid, "{} of the agent holds characters that XML cannot hold", what);
+    };
     for (auto const& [what, text] : {std::pair{"name", &agent.name}, {"type", &agent.type}, {"role", &agent.role}})
         if (!is_xml_text(*text)) return refuse(what);
     if (agent.othertype && !is_xml_text(*agent.othertype)) return refuse("othertype");
@@ -857,7 +923,8 @@ Result<void> check_agent(Agent const& agent) {
         for (auto const& [name, value] : attributes) {
             auto const close = name.starts_with('{') ? name.find('}') : std::string::npos;
             auto const local = std::string_view(name).substr(close == std::string::npos ? 0 : close + 1);
-            if (!valid_id(local) || !is_xml_text(name)) return fail(ErrorKind::Invalid, "a note's attribute cannot be called '{}'", name);
+            if (!valid_id(local) || !is_xml_text(name))
+                return fail(ErrorKind::Invalid, "a note's attribute cannot be called '{}'", name);
             if (!is_xml_text(value)) return refuse("a note's attribute");
         }
     }
@@ -865,10 +932,18 @@ Result<void> check_agent(Agent const& agent) {
 }
 
 Result<void> check_file(Mets const& mets, FileRef const& file) {
-    for (auto const& [what, text] : {std::pair{"page", &file.page_id}, {"MIME type", &file.mimetype}, {"path", &file.path}, {"ID", &file.id}, {"group", &file.group}})
-        if (!is_xml_text(*text)) return fail(ErrorKind::Invalid, "the {} of file {} holds characters that XML cannot hold", what, is_xml_text(file.id) ? file.id : "");
-    if (!valid_id(file.id)) return fail(ErrorKind::Invalid, "Invalid syntax for mets:file/@ID {} (not an xs:ID)", file.id);
-    if (!valid_id(file.group)) return fail(ErrorKind::Invalid, "Invalid syntax for mets:fileGrp/@USE {} (not an xs:ID)", file.group);
+    for (auto const& [what, text] : {std::pair{"page", &file.page_id},
+                                     {"MIME type", &file.mimetype},
+                                     {"path", &file.path},
+                                     {"ID", &file.id},
+                                     {"group", &file.group}})
+        if (!is_xml_text(*text))
+            return fail(ErrorKind::Invalid, "the {} of file {} holds characters that XML cannot hold", what,
+                        is_xml_text(file.id) ? file.id : "");
+    if (!valid_id(file.id))
+        return fail(ErrorKind::Invalid, "Invalid syntax for mets:file/@ID {} (not an xs:ID)", file.id);
+    if (!valid_id(file.group))
+        return fail(ErrorKind::Invalid, "Invalid syntax for mets:fileGrp/@USE {} (not an xs:ID)", file.group);
     if (!file.path.empty() && !mets.impl_->relative(file.path))
         return fail(ErrorKind::Invalid, "file {} lies outside the workspace: {}", file.id, file.path);
     return {};
@@ -876,12 +951,15 @@ Result<void> check_file(Mets const& mets, FileRef const& file) {
 
 Result<void> Mets::add_file(FileRef const& file, bool force, std::string const& url) {
     if (auto fits = check_file(*this, file); !fits) return fits;
-    if (!is_xml_text(url)) return fail(ErrorKind::Invalid, "the URL of file {} holds characters that XML cannot hold", file.id);
+    if (!is_xml_text(url))
+        return fail(ErrorKind::Invalid, "the URL of file {} holds characters that XML cannot hold", file.id);
     auto const path = file.path.empty() ? std::nullopt : impl_->relative(file.path);
     if (auto* known = impl_->entry(file.id, file.group)) {
         if (known->file.page_id != file.page_id || known->file.mimetype != file.mimetype)
-            return fail(ErrorKind::Conflict, "A file with ID=={} already exists in {} with page {} and MIME type {}: it is another file", file.id,
-                        file.group, known->file.page_id.empty() ? "none" : known->file.page_id, known->file.mimetype);
+            return fail(ErrorKind::Conflict,
+                        "A file with ID=={} already exists in {} with page {} and MIME type {}: it is another file",
+                        file.id, file.group, known->file.page_id.empty() ? "none" : known->file.page_id,
+                        known->file.mimetype);
         if (!force) return fail(ErrorKind::Conflict, "A file with ID=={} already exists in {}", file.id, file.group);
         impl_->set_locations(*known, path, url);
         impl_->changed = true;
@@ -918,7 +996,8 @@ Result<void> Mets::set_local(std::string_view id, std::string_view group, std::s
 
 Result<void> Mets::remove_file(std::string_view id, std::string_view group) {
     auto* known = impl_->entry(id, group);
-    if (!known) return fail(ErrorKind::NotFound, "there is no file {}{}{}", id, group.empty() ? "" : " in group ", group);
+    if (!known)
+        return fail(ErrorKind::NotFound, "there is no file {}{}{}", id, group.empty() ? "" : " in group ", group);
     auto const file_id = known->file.id;
     auto& same_id = impl_->by_id[file_id];
     std::erase(same_id, known);

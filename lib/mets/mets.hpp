@@ -17,11 +17,11 @@ namespace ocrctl::mets {
 /// A mets:file. Belongs to its Mets: a pointer to one is good until that file is removed or the Mets reloaded.
 struct File {
     std::string group, id, mimetype;
-    std::string page_id; // the first page that points to it; "": of the whole document
-    std::string path;    // METS-relative, decoded; "" without a local location
-    std::string url;     // remote location as written; "" without one
+    std::string page_id;  // the first page that points to it; "": of the whole document
+    std::string path;     // METS-relative, decoded; "" without a local location
+    std::string url;      // remote location as written; "" without one
     bool escapes = false; // its local location lies outside the workspace: path is "" and the file cannot be used
-    std::string href;    // the local location as written
+    std::string href;     // the local location as written
 };
 
 struct Group {
@@ -30,7 +30,8 @@ struct Group {
 };
 
 /// Criteria that must all hold; a value starting with // is a regular expression that matches in full (OCR-D protocol
-/// 5.6; OCR-D has none for `path`). `page` is a selector (5.7). An empty optional matches everything; a page of "" matches nothing, as in OCR-D.
+/// 5.6; OCR-D has none for `path`). `page` is a selector (5.7). An empty optional matches everything; a page of ""
+/// matches nothing, as in OCR-D.
 struct Query {
     std::optional<std::string> group, id, page, mimetype, path, url;
 };
@@ -58,7 +59,8 @@ struct Addition {
 class Mets {
 public:
     /// Errors: NotFound; Denied; Invalid: not XML (with the line), not a METS, or one that only points to other METS
-    /// (a newspaper year, a multi-volume work). Symlinks are followed; the workspace is the folder of `mets_file` as given.
+    /// (a newspaper year, a multi-volume work). Symlinks are followed; the workspace is the folder of `mets_file` as
+    /// given.
     static Result<Mets> load(std::filesystem::path const& mets_file);
 
     Mets(Mets&&) noexcept;
@@ -78,11 +80,12 @@ public:
 
     /// The file of this id, in this group; without a group the last one added. nullptr: none.
     File const* find(std::string_view id, std::string_view group = {}) const noexcept;
-    /// In document order. Answered from indexes, in time that grows with the answer: the first search of a kind makes them. What has to
-    /// be compared with everything is a regular expression that does not begin with plain characters, and a MIME type alone.
-    /// Invalid: a bad regular expression, a page selector that matches nothing.
+    /// In document order. Answered from indexes, in time that grows with the answer: the first search of a kind makes
+    /// them. What has to be compared with everything is a regular expression that does not begin with plain characters,
+    /// and a MIME type alone. Invalid: a bad regular expression, a page selector that matches nothing.
     Result<std::vector<File const*>> find_files(Query const& query) const;
-    /// find_files of it takes some microseconds: an id, a few pages by their ids, a location once another was asked for.
+    /// find_files of it takes some microseconds: an id, a few pages by their ids, a location once another was asked
+    /// for.
     bool is_quick(Query const& query) const noexcept;
     /// True if an entry has this METS-relative path.
     bool names_path(std::string const& path) const noexcept;
@@ -98,8 +101,9 @@ public:
     std::vector<Agent> agents() const;
 
     /// Adds a file; `url` in addition to, or instead of, file.path. Its page is made if there is none such; a file
-    /// without page_id has no page. Invalid: bad id, bad group name, a path that leaves the workspace. Conflict: the id is
-    /// taken in that group ("already exists"); `force` then replaces its locations if page and MIME type are the same.
+    /// without page_id has no page. Invalid: bad id, bad group name, a path that leaves the workspace. Conflict: the id
+    /// is taken in that group ("already exists"); `force` then replaces its locations if page and MIME type are the
+    /// same.
     Result<void> add_file(FileRef const& file, bool force = false, std::string const& url = {});
 
     /// Sets the local location of a file that has only a URL; the URL stays beside it. NotFound.
@@ -114,7 +118,8 @@ public:
     /// True after a change that is not saved yet.
     bool changed() const noexcept;
 
-    /// Somebody else has written the file since it was read or saved here (identity, size or time differ), or removed it.
+    /// Somebody else has written the file since it was read or saved here (identity, size or time differ), or removed
+    /// it.
     bool changed_on_disk() const;
 
     /// Writes beside it, flushes, renames: the file is the old one or the new one, of the same mode and owner; a
@@ -132,8 +137,8 @@ private:
     std::unique_ptr<Impl> impl_;
 };
 
-/// "a..c" by OCR-D's rule (protocol 2.4): the last run of digits of both ends counts up. Invalid: ends that do not belong
-/// together. Descending gives none. More than 1,000,000 is refused.
+/// "a..c" by OCR-D's rule (protocol 2.4): the last run of digits of both ends counts up. Invalid: ends that do not
+/// belong together. Descending gives none. More than 1,000,000 is refused.
 Result<std::vector<std::string>> expand_range(std::string_view start, std::string_view end);
 
 struct PageProblem {
@@ -144,16 +149,18 @@ struct PageProblem {
 struct Inputs {
     std::vector<PageInput> pages;      // runnable: one file per input group, output ids set
     std::vector<PageProblem> left_out; // has no file in an input group: not run, not a failure
-    std::vector<PageProblem> failed;   // cannot be run: remote only, missing on disk, several candidates, outside the workspace
+    std::vector<PageProblem>
+        failed; // cannot be run: remote only, missing on disk, several candidates, outside the workspace
 };
 
 enum class CheckDisk { No, Yes };
 
-/// The files of `pages` in `input_groups`, one per page and group: PAGE-XML if there is one, else the only image (OCR-D's
-/// zip_input_files). With CheckDisk::Yes sizes are filled and a file that is not there fails its page. NotFound: a
-/// group that the METS does not have; the message lists those it has, with counts.
-Result<Inputs> inputs_for(Mets const& mets, std::vector<std::string> const& pages, std::vector<std::string> const& input_groups,
-                          std::vector<std::string> const& output_groups, CheckDisk check = CheckDisk::Yes);
+/// The files of `pages` in `input_groups`, one per page and group: PAGE-XML if there is one, else the only image
+/// (OCR-D's zip_input_files). With CheckDisk::Yes sizes are filled and a file that is not there fails its page.
+/// NotFound: a group that the METS does not have; the message lists those it has, with counts.
+Result<Inputs> inputs_for(Mets const& mets, std::vector<std::string> const& pages,
+                          std::vector<std::string> const& input_groups, std::vector<std::string> const& output_groups,
+                          CheckDisk check = CheckDisk::Yes);
 
 /// Those of `pages` that already have a file in one of the groups, in page order.
 std::vector<std::string> existing_outputs(Mets const& mets, std::vector<std::string> const& pages,
@@ -161,22 +168,22 @@ std::vector<std::string> existing_outputs(Mets const& mets, std::vector<std::str
 
 /// The outcome of a run that goes into a METS.
 struct RunFiles {
-    std::vector<FileRef> files;       // at their final METS-relative paths
-    bool overwrite = false;           // other files of these pages in the output groups are taken out
-    Provenance provenance;            // empty name: no agent
+    std::vector<FileRef> files; // at their final METS-relative paths
+    bool overwrite = false;     // other files of these pages in the output groups are taken out
+    Provenance provenance;      // empty name: no agent
     std::vector<std::string> input_groups, output_groups;
 };
 
-/// What add_file would say about id, group name and path; changes nothing. Invalid too: text that XML cannot hold (control
-/// characters, broken UTF-8), which would make the METS unreadable.
+/// What add_file would say about id, group name and path; changes nothing. Invalid too: text that XML cannot hold
+/// (control characters, broken UTF-8), which would make the METS unreadable.
 Result<void> check_file(Mets const& mets, FileRef const& file);
 /// Invalid: text that XML cannot hold, a note's attribute whose name is none.
 Result<void> check_agent(Agent const& agent);
 /// Well-formed UTF-8 of characters that XML 1.0 allows.
 bool is_xml_text(std::string_view text) noexcept;
 
-/// The name of a group that is to be written: it becomes a folder of the workspace. Invalid: not an xs:ID (so no '/', no
-/// NUL, no '.' at its start), longer than kLongestGroupName bytes; the message names it.
+/// The name of a group that is to be written: it becomes a folder of the workspace. Invalid: not an xs:ID (so no '/',
+/// no NUL, no '.' at its start), longer than kLongestGroupName bytes; the message names it.
 Result<void> check_group_name(std::string_view name);
 inline constexpr std::size_t kLongestGroupName = 200;
 /// The output groups of a step: as check_group_name, each once, at most kMostOutputGroups.

@@ -16,16 +16,19 @@ struct PcreFree {
     void operator()(pcre2_match_data* data) const noexcept { pcre2_match_data_free(data); }
     void operator()(pcre2_match_context* context) const noexcept { pcre2_match_context_free(context); }
 };
-template <class T>
-using PcrePtr = std::unique_ptr<T, PcreFree>;
+template <class T> using PcrePtr = std::unique_ptr<T, PcreFree>;
 
-PCRE2_SPTR bytes(std::string_view text) { return reinterpret_cast<PCRE2_SPTR>(text.data()); }
+PCRE2_SPTR bytes(std::string_view text) {
+    return reinterpret_cast<PCRE2_SPTR>(text.data());
+}
 
 constexpr std::uint32_t kMatchLimit = 200'000;
 constexpr std::size_t kMaxExpression = 10'000;
 constexpr long kMaxRange = 1'000'000;
 
-bool is_digit(char c) noexcept { return c >= '0' && c <= '9'; }
+bool is_digit(char c) noexcept {
+    return c >= '0' && c <= '9';
+}
 
 std::string_view last_digits(std::string_view text) noexcept {
     auto end = text.size();
@@ -37,12 +40,16 @@ std::string_view last_digits(std::string_view text) noexcept {
 
 /// The plain characters that an expression begins with. Only what is beyond doubt.
 std::string_view plain_start(std::string_view expression) noexcept {
-    auto plain = [](char c) { return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || c == '-' || c == '/' || c == ':' || c == ' '; };
+    auto plain = [](char c) {
+        return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || c == '-' || c == '/' ||
+               c == ':' || c == ' ';
+    };
     std::size_t end = 0;
     while (end < expression.size() && plain(expression[end])) ++end;
     auto const rest = expression.substr(end);
     if (end > 0 && rest.find_first_of("?*+{") == 0) --end; // its last character may be missing
-    // An alternative to all of it: one outside of parentheses. With classes and escapes they are not worth telling apart.
+    // An alternative to all of it: one outside of parentheses. With classes and escapes they are not worth telling
+    // apart.
     if (rest.find('|') != std::string_view::npos) {
         if (rest.find_first_of("[\\#") != std::string_view::npos) return {};
         int depth = 0;
@@ -70,7 +77,8 @@ Pattern& Pattern::operator=(Pattern&&) noexcept = default;
 Pattern::~Pattern() = default;
 
 Result<Pattern> Pattern::compile(std::string_view expression) {
-    if (expression.size() > kMaxExpression) return fail(ErrorKind::Invalid, "regular expression is longer than {} bytes", kMaxExpression);
+    if (expression.size() > kMaxExpression)
+        return fail(ErrorKind::Invalid, "regular expression is longer than {} bytes", kMaxExpression);
     int code = 0;
     PCRE2_SIZE place = 0;
     constexpr auto options = PCRE2_ANCHORED | PCRE2_ENDANCHORED | PCRE2_UTF | PCRE2_UCP | PCRE2_MATCH_INVALID_UTF;
@@ -96,11 +104,14 @@ bool Pattern::matches(std::string_view text) const {
     return pcre2_match(code_->code.get(), bytes(text), text.size(), 0, 0, code_->data.get(), code_->context.get()) >= 0;
 }
 
-std::string_view Pattern::prefix() const noexcept { return code_->prefix; }
+std::string_view Pattern::prefix() const noexcept {
+    return code_->prefix;
+}
 
 Result<std::vector<std::string>> expand_range(std::string_view start, std::string_view end) {
     auto const first = last_digits(start), last = last_digits(end);
-    if (first.empty() || last.empty()) return fail(ErrorKind::Invalid, "range '{}..{}' has an end without a number", start, end);
+    if (first.empty() || last.empty())
+        return fail(ErrorKind::Invalid, "range '{}..{}' has an end without a number", start, end);
     // The rest is what remains after cutting as many characters from the end, wherever the digits stood: OCR-D's rule.
     if (start.substr(0, start.size() - first.size()) != end.substr(0, end.size() - last.size()))
         return fail(ErrorKind::Invalid, "the ends of the range '{}..{}' differ in more than their number", start, end);
@@ -108,8 +119,10 @@ Result<std::vector<std::string>> expand_range(std::string_view start, std::strin
     auto read = [](std::string_view digits, long& number) {
         return std::from_chars(digits.data(), digits.data() + digits.size(), number).ec == std::errc{};
     };
-    if (!read(first, from) || !read(last, to)) return fail(ErrorKind::Invalid, "the numbers of the range '{}..{}' are too big", start, end);
-    if (to - from >= kMaxRange) return fail(ErrorKind::Invalid, "range '{}..{}' has more than {} members", start, end, kMaxRange);
+    if (!read(first, from) || !read(last, to))
+        return fail(ErrorKind::Invalid, "the numbers of the range '{}..{}' are too big", start, end);
+    if (to - from >= kMaxRange)
+        return fail(ErrorKind::Invalid, "range '{}..{}' has more than {} members", start, end, kMaxRange);
     std::vector<std::string> members;
     for (long number = from; number <= to; ++number) {
         auto const digits = fmt::format("{:0{}}", number, first.size());

@@ -1,5 +1,5 @@
-// Regular expressions of queries and selectors: PCRE2, whose dialect is near to Python's re, with a bound on the work that
-// one match may do, for they come from clients. Private to lib/mets.
+// Regular expressions of queries and selectors: PCRE2, whose dialect is near to Python's re, with a bound on the work
+// that one match may do, for they come from clients. Private to lib/mets.
 #pragma once
 
 #include "lib/base/error.hpp"

@@ -28,12 +28,14 @@ Result<Token> read_token(std::string_view raw) {
     token.negated = take("~"); // OCR-D has it behind the prefix; in front of it nothing else can be meant
     bool const physical = take("physical:"), logical = !physical && take("logical:");
     for (std::size_t i = 0; i < kPageAttributes.size(); ++i)
-        if ((physical && !kPageAttributes[i].logical) || (logical && kPageAttributes[i].logical) || (!physical && !logical))
+        if ((physical && !kPageAttributes[i].logical) || (logical && kPageAttributes[i].logical) ||
+            (!physical && !logical))
             token.attributes.push_back(i);
     if (physical || logical)
         for (auto i : token.attributes) {
             std::string prefix = std::string(kPageAttributes[i].name) + ":";
-            std::transform(prefix.begin(), prefix.end(), prefix.begin(), [](unsigned char c) { return std::tolower(c); });
+            std::transform(prefix.begin(), prefix.end(), prefix.begin(),
+                           [](unsigned char c) { return std::tolower(c); });
             if (take(prefix)) {
                 token.attributes = {i};
                 break;
@@ -41,15 +43,18 @@ Result<Token> read_token(std::string_view raw) {
         }
     token.negated = take("~") || token.negated;
     if (token.text.empty() || token.text == "//")
-        return fail(ErrorKind::Invalid, "page selector has an empty token{}", trim(raw).empty() ? "" : fmt::format(": '{}'", raw));
+        return fail(ErrorKind::Invalid, "page selector has an empty token{}",
+                    trim(raw).empty() ? "" : fmt::format(": '{}'", raw));
     return token;
 }
 
 /// The pages of one token, by the first attribute that has any.
 Result<PageValues::Pages> pages_of(Token const& token, PageValues& values) {
     auto add = [](PageValues::Pages& pages, bool logical, PageValues::Pages const& some) {
-        if (logical) pages.insert(pages.end(), some.begin(), some.end());
-        else if (!some.empty()) pages.push_back(some.front()); // a literal means one page: the first found
+        if (logical)
+            pages.insert(pages.end(), some.begin(), some.end());
+        else if (!some.empty())
+            pages.push_back(some.front()); // a literal means one page: the first found
     };
     PageValues::Pages pages;
 
@@ -58,7 +63,8 @@ Result<PageValues::Pages> pages_of(Token const& token, PageValues& values) {
         if (!pattern) return fail(ErrorKind::Invalid, "page selector '{}': {}", token.raw, pattern.error().message());
         for (auto attribute : token.attributes) {
             auto const& map = values.of(attribute);
-            for (auto it = map.lower_bound(pattern->prefix()); it != map.end() && it->first.starts_with(pattern->prefix()); ++it)
+            for (auto it = map.lower_bound(pattern->prefix());
+                 it != map.end() && it->first.starts_with(pattern->prefix()); ++it)
                 if (pattern->matches(it->first)) pages.insert(pages.end(), it->second.begin(), it->second.end());
             if (!pages.empty()) return pages;
         }
@@ -70,16 +76,19 @@ Result<PageValues::Pages> pages_of(Token const& token, PageValues& values) {
             if (!kPageAttributes[attribute].ranges) continue;
             auto const& map = values.of(attribute);
             for (auto const& member : *members)
-                if (auto it = map.find(member); it != map.end()) add(pages, kPageAttributes[attribute].logical, it->second);
+                if (auto it = map.find(member); it != map.end())
+                    add(pages, kPageAttributes[attribute].logical, it->second);
             if (pages.empty()) continue;
             if (!map.contains(start))
-                return fail(ErrorKind::Invalid, "page selector '{}': the start of the range, '{}', is not in the METS", token.raw, start);
+                return fail(ErrorKind::Invalid, "page selector '{}': the start of the range, '{}', is not in the METS",
+                            token.raw, start);
             return pages;
         }
     } else {
         for (auto attribute : token.attributes) {
             auto const& map = values.of(attribute);
-            if (auto it = map.find(token.text); it != map.end()) add(pages, kPageAttributes[attribute].logical, it->second);
+            if (auto it = map.find(token.text); it != map.end())
+                add(pages, kPageAttributes[attribute].logical, it->second);
             if (!pages.empty()) return pages;
         }
     }
@@ -90,7 +99,9 @@ Result<PageValues::Pages> pages_of(Token const& token, PageValues& values) {
 
 PageValues::Map const& PageValues::of(std::size_t attribute) {
     auto& slot = maps_[attribute];
-    if (!slot) slot = kPageAttributes[attribute].logical ? logical(kPageAttributes[attribute].name) : physical(kPageAttributes[attribute].name);
+    if (!slot)
+        slot = kPageAttributes[attribute].logical ? logical(kPageAttributes[attribute].name)
+                                                  : physical(kPageAttributes[attribute].name);
     return *slot;
 }
 
@@ -108,7 +119,8 @@ void PageValues::append(std::string const& id, pugi::xml_node page) {
 PageValues::Map PageValues::physical(char const* name) const {
     Map map;
     for (std::size_t i = 0; i < pages_.size(); ++i)
-        if (std::string_view const value = pages_[i].attribute(name).value(); !value.empty()) map[std::string(value)].push_back(i);
+        if (std::string_view const value = pages_[i].attribute(name).value(); !value.empty())
+            map[std::string(value)].push_back(i);
     return map;
 }
 
@@ -140,7 +152,8 @@ PageValues::Map PageValues::logical(char const* name) {
         }
     };
     for (auto map_node : root_.children())
-        if (xml::is_mets(map_node, "structMap") && std::string_view(map_node.attribute("TYPE").value()) == "LOGICAL") visit(visit, map_node, 0);
+        if (xml::is_mets(map_node, "structMap") && std::string_view(map_node.attribute("TYPE").value()) == "LOGICAL")
+            visit(visit, map_node, 0);
     return map;
 }
 
@@ -161,7 +174,8 @@ Result<PageValues::Pages> Mets::Impl::select(std::string_view selector) {
         return pages;
     };
     if (selector.empty()) return all();
-    if (auto const known = page_index.find(std::string(selector)); known != page_index.end()) return PageValues::Pages{known->second};
+    if (auto const known = page_index.find(std::string(selector)); known != page_index.end())
+        return PageValues::Pages{known->second};
 
     std::vector<Token> tokens;
     for (std::size_t at = 0; at <= selector.size();) {

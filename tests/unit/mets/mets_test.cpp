@@ -18,7 +18,8 @@ using testing::Test;
 /// The differences of two METS in canonical form, as `diff` prints them; "" without xmllint.
 std::string canonical(std::string const& text, fs::path const& folder) {
     std::ofstream(folder / "c14n.xml", std::ios::binary) << text;
-    auto const command = "xmllint --c14n '" + (folder / "c14n.xml").native() + "' > '" + (folder / "c14n.out").native() + "' 2>/dev/null";
+    auto const command = "xmllint --c14n '" + (folder / "c14n.xml").native() + "' > '" +
+                         (folder / "c14n.out").native() + "' 2>/dev/null";
     if (std::system(command.c_str()) != 0) return {};
     return read_file(folder / "c14n.out").value_or("");
 }
@@ -71,8 +72,10 @@ TEST(MetsLoad, TellsThatANewspaperYearOnlyPointsToOtherMets) {
     Workspace ws(R"(<mets:mets xmlns:mets="http://www.loc.gov/METS/" xmlns:xlink="http://www.w3.org/1999/xlink">
   <mets:structMap TYPE="LOGICAL"><mets:div TYPE="newspaper"><mets:div TYPE="year">
     <mets:mptr LOCTYPE="URL" xlink:href="https://example.org/1848.xml"/></mets:div></mets:div></mets:structMap></mets:mets>)");
-    EXPECT_EQ(load_error(ws), ws.mets.native() + " has no pages of its own, it only points to other METS (a newspaper year or a multi-volume "
-                                                 "work): use one of those, for example https://example.org/1848.xml");
+    EXPECT_EQ(load_error(ws),
+              ws.mets.native() +
+                  " has no pages of its own, it only points to other METS (a newspaper year or a multi-volume "
+                  "work): use one of those, for example https://example.org/1848.xml");
 }
 
 TEST(MetsLoad, RefusesEntitiesOfADoctype) {
@@ -104,7 +107,8 @@ TEST(MetsRead, ListsPagesInOrderAndGroupsWithCounts) {
 }
 
 TEST(MetsRead, ResolvesNamespacesWhereTheyAreDeclared) {
-    Workspace ws(R"(<mets xmlns="http://www.loc.gov/METS/"><fileSec><fileGrp USE="IMG"><file ID="I1" MIMETYPE="image/tiff">
+    Workspace ws(
+        R"(<mets xmlns="http://www.loc.gov/METS/"><fileSec><fileGrp USE="IMG"><file ID="I1" MIMETYPE="image/tiff">
       <FLocat xmlns:xl="http://www.w3.org/1999/xlink" LOCTYPE="URL" xl:href="https://example.org/1.tif"/>
       <FLocat xmlns:href="http://www.w3.org/1999/xlink" LOCTYPE="OTHER" OTHERLOCTYPE="FILE" href:href="IMG/1.tif"/></file></fileGrp></fileSec>
       <m:structMap xmlns:m="http://www.loc.gov/METS/" TYPE="PHYSICAL"><m:div TYPE="physSequence"><m:div TYPE="page" ID="P1">
@@ -117,7 +121,8 @@ TEST(MetsRead, ResolvesNamespacesWhereTheyAreDeclared) {
 }
 
 TEST(MetsRead, IgnoresForeignElementsOfTheSameName) {
-    Workspace ws(mets_xml(group_xml("IMG", "<x:file xmlns:x=\"urn:other\" ID=\"X\"/>" + file_xml("I1", "a.tif")), page_xml("P1", {"I1"})));
+    Workspace ws(mets_xml(group_xml("IMG", "<x:file xmlns:x=\"urn:other\" ID=\"X\"/>" + file_xml("I1", "a.tif")),
+                          page_xml("P1", {"I1"})));
     auto mets = ws.load();
     EXPECT_EQ(mets.find("X"), nullptr);
     EXPECT_EQ(mets.groups_text(), "IMG (1 file)");
@@ -134,14 +139,18 @@ TEST(MetsRead, KeepsUrlAndLocalLocationOfOneFileApart) {
 }
 
 TEST(MetsRead, TakesAUrlWithoutSchemeAsALocalFile) {
-    Workspace ws(mets_xml(group_xml("IMG", R"(<mets:file ID="I1" MIMETYPE="image/jpeg"><mets:FLocat LOCTYPE="URL" xlink:href="IMG/I1.jpg"/></mets:file>)"),
-                          page_xml("P1", {"I1"})));
+    Workspace ws(mets_xml(
+        group_xml(
+            "IMG",
+            R"(<mets:file ID="I1" MIMETYPE="image/jpeg"><mets:FLocat LOCTYPE="URL" xlink:href="IMG/I1.jpg"/></mets:file>)"),
+        page_xml("P1", {"I1"})));
     EXPECT_EQ(ws.load().find("I1")->path, "IMG/I1.jpg");
     EXPECT_EQ(ws.load().find("I1")->url, "");
 }
 
 TEST(MetsRead, DecodesLocalLocations) {
-    Workspace ws(mets_xml(group_xml("IMG", file_xml("I1", "IMG/Seite%201%C3%BC.tif") + file_xml("I2", "IMG/with blank: and colon.tif") +
+    Workspace ws(mets_xml(group_xml("IMG", file_xml("I1", "IMG/Seite%201%C3%BC.tif") +
+                                               file_xml("I2", "IMG/with blank: and colon.tif") +
                                                file_xml("I3", "IMG/100%25.tif") + file_xml("I4", "IMG/50%zz.tif")),
                           ""));
     auto mets = ws.load();
@@ -159,11 +168,12 @@ TEST(MetsRead, LeavesAPercentSignAloneWhereTheFileIsNamedSo) {
 
 TEST(MetsRead, KeepsLocationsInsideTheWorkspace) {
     Workspace ws;
-    ws.write("mets.xml", mets_xml(group_xml("IMG", file_xml("OUT", "../secret.tif") + file_xml("OUT2", "IMG/../../secret.tif") +
-                                                       file_xml("OUT3", "/etc/passwd") + file_xml("OUT4", "%2e%2e/secret.tif") +
-                                                       file_xml("IN1", "IMG/../IMG/a.tif") + file_xml("IN2", "./IMG/a.tif") +
-                                                       file_xml("IN3", "file://" + (ws.folder / "IMG/a.tif").native())),
-                                  ""));
+    ws.write("mets.xml",
+             mets_xml(group_xml("IMG", file_xml("OUT", "../secret.tif") + file_xml("OUT2", "IMG/../../secret.tif") +
+                                           file_xml("OUT3", "/etc/passwd") + file_xml("OUT4", "%2e%2e/secret.tif") +
+                                           file_xml("IN1", "IMG/../IMG/a.tif") + file_xml("IN2", "./IMG/a.tif") +
+                                           file_xml("IN3", "file://" + (ws.folder / "IMG/a.tif").native())),
+                      ""));
     auto mets = ws.load();
     for (auto const* id : {"OUT", "OUT2", "OUT3", "OUT4"}) {
         EXPECT_TRUE(mets.find(id)->escapes) << id;
@@ -183,12 +193,15 @@ TEST(MetsRead, KnowsFilesWithoutPageAndPagesWithoutFile) {
 }
 
 TEST(MetsRead, ReadsSeveralPhysicalAndLogicalStructMaps) {
-    auto const second = "  <mets:structMap TYPE=\"PHYSICAL\"><mets:div TYPE=\"physSequence\">" + page_xml("P1", {"X1"}) + page_xml("P3", {"I3"}) +
+    auto const second = "  <mets:structMap TYPE=\"PHYSICAL\"><mets:div TYPE=\"physSequence\">" +
+                        page_xml("P1", {"X1"}) + page_xml("P3", {"I3"}) +
                         "</mets:div></mets:structMap>\n"
                         "  <mets:structMap TYPE=\"LOGICAL\"><mets:div ID=\"L1\" TYPE=\"monograph\"/></mets:structMap>\n"
                         "  <mets:structMap TYPE=\"LOGICAL\"><mets:div ID=\"L2\" TYPE=\"chapter\"/></mets:structMap>\n"
-                        "  <mets:structLink><mets:smLink xlink:from=\"L1\" xlink:to=\"P2\"/><mets:smLink xlink:from=\"L2\" xlink:to=\"P3\"/></mets:structLink>\n";
-    Workspace ws(mets_xml(group_xml("IMG", file_xml("I1", "1") + file_xml("X1", "x", "text/plain") + file_xml("I2", "2") + file_xml("I3", "3")),
+                        "  <mets:structLink><mets:smLink xlink:from=\"L1\" xlink:to=\"P2\"/><mets:smLink "
+                        "xlink:from=\"L2\" xlink:to=\"P3\"/></mets:structLink>\n";
+    Workspace ws(mets_xml(group_xml("IMG", file_xml("I1", "1") + file_xml("X1", "x", "text/plain") +
+                                               file_xml("I2", "2") + file_xml("I3", "3")),
                           page_xml("P1", {"I1"}) + page_xml("P2", {"I2"}), "", second));
     auto mets = ws.load();
     EXPECT_EQ(mets.pages(), (Strings{"P1", "P2", "P3"}));
@@ -225,12 +238,14 @@ TEST(MetsRead, FindsFilesByEveryCriterion) {
     auto bad = mets.find_files({.id = "//("});
     ASSERT_FALSE(bad);
     EXPECT_EQ(bad.error().kind(), ErrorKind::Invalid);
-    EXPECT_NE(bad.error().message().find("regular expression '(' is not valid"), std::string::npos) << bad.error().message();
+    EXPECT_NE(bad.error().message().find("regular expression '(' is not valid"), std::string::npos)
+        << bad.error().message();
     EXPECT_EQ(mets.find_files({.page = "nowhere"}).error().message(), "page selector 'nowhere' matches no page");
 }
 
 TEST(MetsRead, FindsWhatCameAndWentAfterASearch) {
-    Workspace ws(mets_xml(group_xml("IMG", file_xml("I1", "IMG/1%20a.tif") + file_xml("I2", "IMG/2.tif")), page_xml("P1", {"I1"}) + page_xml("P2", {"I2"})));
+    Workspace ws(mets_xml(group_xml("IMG", file_xml("I1", "IMG/1%20a.tif") + file_xml("I2", "IMG/2.tif")),
+                          page_xml("P1", {"I1"}) + page_xml("P2", {"I2"})));
     auto mets = ws.load();
     auto find = [&](Query const& q) { return ids(*mets.find_files(q)); };
     // Each kind of search once: it makes its index.
@@ -271,7 +286,9 @@ TEST(MetsAdd, WritesWhatOcrdWrites) {
     ASSERT_TRUE(mets.add_file(file_ref("OCR", "OCR_0001", "PHYS_0001")));
     ASSERT_TRUE(mets.save());
     auto expected = two_pages();
-    auto insert = [&](std::string const& before, std::string const& text) { expected.insert(expected.find(before), text); };
+    auto insert = [&](std::string const& before, std::string const& text) {
+        expected.insert(expected.find(before), text);
+    };
     insert("  </mets:fileSec>", group_xml("OCR", file_xml("OCR_0001", "OCR/OCR_0001.xml", std::string(kPageMimetype))));
     insert("      </mets:div>", "        <mets:fptr FILEID=\"OCR_0001\"/>\n");
     // An empty element is written with a blank before its slash: nothing else differs.
@@ -289,7 +306,8 @@ TEST(MetsAdd, MakesEverythingThatAnEmptyMetsLacksInTheOrderOfTheSchema) {
     mets.add_agent({"me", "OTHER", "OTHER", "SOFTWARE", "step", {}});
     ASSERT_TRUE(mets.save());
     auto const text = ws.text();
-    auto const header = text.find("<m:metsHdr>"), section = text.find("<m:fileSec>"), map = text.find("<m:structMap"), link = text.find("<m:structLink");
+    auto const header = text.find("<m:metsHdr>"), section = text.find("<m:fileSec>"), map = text.find("<m:structMap"),
+               link = text.find("<m:structLink");
     EXPECT_LT(header, section) << text;
     EXPECT_LT(section, map) << text;
     EXPECT_LT(map, link) << text;
@@ -304,7 +322,8 @@ TEST(MetsAdd, EncodesLocationsAndReadsThemBack) {
     auto mets = ws.load();
     std::string const nfc = "OCR/\xc3\xbc.xml", nfd = "OCR/u\xcc\x88.xml";
     std::vector<std::string> const paths{"OCR/a b%20c.xml", "a:b/c.xml", "OCR/x:y.xml", nfc, nfd, "OCR/#1?.xml"};
-    for (std::size_t i = 0; i < paths.size(); ++i) ASSERT_TRUE(mets.add_file(file_ref("OCR", "F" + std::to_string(i), "PHYS_0001", paths[i])));
+    for (std::size_t i = 0; i < paths.size(); ++i)
+        ASSERT_TRUE(mets.add_file(file_ref("OCR", "F" + std::to_string(i), "PHYS_0001", paths[i])));
     ASSERT_TRUE(mets.save());
     EXPECT_NE(ws.text().find("OCR/a%20b%2520c.xml"), std::string::npos);
     EXPECT_NE(ws.text().find("a%3Ab/c.xml"), std::string::npos);
@@ -315,9 +334,12 @@ TEST(MetsAdd, EncodesLocationsAndReadsThemBack) {
 TEST(MetsAdd, RefusesBadNamesAndPathsThatLeave) {
     Workspace ws(two_pages());
     auto mets = ws.load();
-    EXPECT_EQ(mets.add_file(file_ref("OCR", "1A", "P")).error().message(), "Invalid syntax for mets:file/@ID 1A (not an xs:ID)");
-    EXPECT_EQ(mets.add_file(file_ref("O CR", "A", "P")).error().message(), "Invalid syntax for mets:fileGrp/@USE O CR (not an xs:ID)");
-    EXPECT_EQ(mets.add_file(file_ref("OCR", "A", "P", "../x.xml")).error().message(), "file A lies outside the workspace: ../x.xml");
+    EXPECT_EQ(mets.add_file(file_ref("OCR", "1A", "P")).error().message(),
+              "Invalid syntax for mets:file/@ID 1A (not an xs:ID)");
+    EXPECT_EQ(mets.add_file(file_ref("O CR", "A", "P")).error().message(),
+              "Invalid syntax for mets:fileGrp/@USE O CR (not an xs:ID)");
+    EXPECT_EQ(mets.add_file(file_ref("OCR", "A", "P", "../x.xml")).error().message(),
+              "file A lies outside the workspace: ../x.xml");
     EXPECT_FALSE(mets.changed());
     EXPECT_FALSE(mets.has_group("OCR")) << "a refused addition leaves no empty group";
 }
@@ -395,12 +417,15 @@ TEST(MetsAdd, RemovesAnEntryWithoutATrace) {
 }
 
 TEST(MetsAdd, WritesAgentsAsOcrdDoesAfterThoseOfOthers) {
-    Workspace ws(mets_xml("", "", "  <mets:metsHdr CREATEDATE=\"2017-11-30T16:18:26\">\n    <mets:agent TYPE=\"OTHER\" OTHERTYPE=\"SOFTWARE\" "
-                                  "ROLE=\"CREATOR\">\n      <mets:name>Kitodo</mets:name>\n    </mets:agent>\n    <mets:metsDocumentID>7</mets:metsDocumentID>\n"
-                                  "  </mets:metsHdr>\n"));
+    Workspace ws(mets_xml(
+        "", "",
+        "  <mets:metsHdr CREATEDATE=\"2017-11-30T16:18:26\">\n    <mets:agent TYPE=\"OTHER\" OTHERTYPE=\"SOFTWARE\" "
+        "ROLE=\"CREATOR\">\n      <mets:name>Kitodo</mets:name>\n    </mets:agent>\n    "
+        "<mets:metsDocumentID>7</mets:metsDocumentID>\n"
+        "  </mets:metsHdr>\n"));
     auto mets = ws.load();
-    Agent const agent{"ocrd-x v1", "OTHER", "OTHER", "SOFTWARE", "recognition",
-                      {{{{"{https://ocr-d.de}option", "parameter"}}, "{\"a\": \"<&>\"}"}}};
+    Agent const agent{"ocrd-x v1", "OTHER",       "OTHER",
+                      "SOFTWARE",  "recognition", {{{{"{https://ocr-d.de}option", "parameter"}}, "{\"a\": \"<&>\"}"}}};
     mets.add_agent(agent);
     ASSERT_TRUE(mets.save());
     auto const agents = ws.load().agents();
@@ -409,7 +434,10 @@ TEST(MetsAdd, WritesAgentsAsOcrdDoesAfterThoseOfOthers) {
     EXPECT_EQ(agents[0].otherrole, std::nullopt);
     EXPECT_EQ(agents[1], agent);
     auto const text = ws.text();
-    EXPECT_NE(text.find("<mets:note xmlns:ocrd=\"https://ocr-d.de\" ocrd:option=\"parameter\">{\"a\": \"&lt;&amp;&gt;\"}</mets:note>"), std::string::npos) << text;
+    EXPECT_NE(text.find("<mets:note xmlns:ocrd=\"https://ocr-d.de\" ocrd:option=\"parameter\">{\"a\": "
+                        "\"&lt;&amp;&gt;\"}</mets:note>"),
+              std::string::npos)
+        << text;
     EXPECT_LT(text.find("ocrd-x v1"), text.find("<mets:metsDocumentID>"));
 }
 
@@ -480,7 +508,7 @@ TEST(MetsSave, KeepsModeAndSymlink) {
     ASSERT_TRUE(mets.add_file(file_ref("OCR", "A", "PHYS_0001")));
     ASSERT_TRUE(mets.save());
     EXPECT_TRUE(fs::is_symlink(ws.mets));
-    struct stat status {};
+    struct stat status{};
     ::stat(ws.mets.c_str(), &status);
     EXPECT_EQ(status.st_mode & 07777, 0664u);
     EXPECT_NE(read_file(ws.folder / "real/book.xml")->find("ID=\"A\""), std::string::npos);
@@ -494,7 +522,7 @@ TEST(MetsSave, KeepsTheOwner) {
     auto mets = ws.load();
     ASSERT_TRUE(mets.add_file(file_ref("OCR", "A", "PHYS_0001")));
     ASSERT_TRUE(mets.save());
-    struct stat status {};
+    struct stat status{};
     ::stat(ws.mets.c_str(), &status);
     EXPECT_EQ(status.st_uid, 1234u);
     EXPECT_EQ(status.st_gid, 2345u);
@@ -549,7 +577,8 @@ TEST(MetsSave, TellsThatTheFolderIsReadOnly) {
         if (::geteuid() == 0 && (::setgid(65534) != 0 || ::setuid(65534) != 0)) return 2;
         auto saved = mets.save();
         return !saved && saved.error().kind() == ErrorKind::Denied &&
-                       saved.error().message() == "cannot save " + ws.mets.native() + ": no permission to write in " + ws.folder.native() + "; the old METS is untouched"
+                       saved.error().message() == "cannot save " + ws.mets.native() + ": no permission to write in " +
+                                                      ws.folder.native() + "; the old METS is untouched"
                    ? 0
                    : 1;
     });
@@ -568,7 +597,8 @@ TEST(MetsSave, LeavesTheOldFileWhenTheDiskIsFull) {
         ::setrlimit(RLIMIT_FSIZE, &limit);
         auto saved = mets.save();
         return !saved && saved.error().kind() == ErrorKind::Unavailable &&
-                       saved.error().message().find("no space left for it in " + ws.folder.native()) != std::string::npos
+                       saved.error().message().find("no space left for it in " + ws.folder.native()) !=
+                           std::string::npos
                    ? 0
                    : 1;
     });

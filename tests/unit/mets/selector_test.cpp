@@ -5,10 +5,12 @@ namespace ocrctl::mets {
 namespace {
 
 struct Selector : testing::Test {
-    Workspace ws{mets_xml("", page_xml("PHYS_0001", {}, " ORDER=\"1\" ORDERLABEL=\"I\" LABEL=\"cover\" CONTENTIDS=\"urn:1\"") +
-                                  page_xml("PHYS_0002", {}, " ORDER=\"2\" ORDERLABEL=\"II\" LABEL=\"page\"") +
-                                  page_xml("PHYS_0005", {}, " ORDER=\"5\" ORDERLABEL=\"1\" LABEL=\"page\""),
-                          "", R"(  <mets:structMap TYPE="LOGICAL"><mets:div ID="LOG_1" DMDID="DMD_1" TYPE="monograph" LABEL="Book">
+    Workspace ws{mets_xml(
+        "",
+        page_xml("PHYS_0001", {}, " ORDER=\"1\" ORDERLABEL=\"I\" LABEL=\"cover\" CONTENTIDS=\"urn:1\"") +
+            page_xml("PHYS_0002", {}, " ORDER=\"2\" ORDERLABEL=\"II\" LABEL=\"page\"") +
+            page_xml("PHYS_0005", {}, " ORDER=\"5\" ORDERLABEL=\"1\" LABEL=\"page\""),
+        "", R"(  <mets:structMap TYPE="LOGICAL"><mets:div ID="LOG_1" DMDID="DMD_1" TYPE="monograph" LABEL="Book">
       <mets:div ID="LOG_2" TYPE="chapter" LABEL="One"/><mets:div ID="LOG_3" TYPE="chapter" LABEL="Two"/><mets:div ID="LOG_4" TYPE="index"/></mets:div></mets:structMap>
   <mets:structLink><mets:smLink xlink:from="LOG_1" xlink:to="PHYS_0001"/><mets:smLink xlink:from="LOG_2" xlink:to="PHYS_0002"/>
   <mets:smLink xlink:from="LOG_3" xlink:to="PHYS_0005"/><mets:smLink xlink:from="LOG_3" xlink:to="PHYS_0002"/></mets:structLink>)")};
@@ -67,7 +69,10 @@ TEST_F(Selector, NamesTheTokenThatMatchesNothing) {
     EXPECT_EQ(pages("~PHYS_0009"), (Strings{"error: page selector '~PHYS_0009' matches no page"}));
     EXPECT_EQ(pages("//x.*"), (Strings{"error: page selector '//x.*' matches no page"}));
     EXPECT_EQ(pages("LOG_4"), (Strings{"error: page selector 'LOG_4' matches no page"}));
-    EXPECT_EQ(pages("PHYS_0003..PHYS_0005"), (Strings{"error: page selector 'PHYS_0003..PHYS_0005': the start of the range, 'PHYS_0003', is not in the METS"}));
+    EXPECT_EQ(
+        pages("PHYS_0003..PHYS_0005"),
+        (Strings{
+            "error: page selector 'PHYS_0003..PHYS_0005': the start of the range, 'PHYS_0003', is not in the METS"}));
     EXPECT_EQ(pages("PHYS_0005..PHYS_0001"), (Strings{"error: page selector 'PHYS_0005..PHYS_0001' matches no page"}));
     EXPECT_EQ(pages("logical:type:a1..a2"), (Strings{"error: page selector 'logical:type:a1..a2' matches no page"}));
     EXPECT_EQ(pages("physical:id:1"), (Strings{"error: page selector 'physical:id:1' matches no page"}));
@@ -79,7 +84,9 @@ TEST_F(Selector, RefusesWhatCannotBeUnderstood) {
     EXPECT_EQ(pages("~"), (Strings{"error: page selector has an empty token: '~'"}));
     EXPECT_EQ(pages("//"), (Strings{"error: page selector has an empty token: '//'"}));
     EXPECT_EQ(pages("a..b"), (Strings{"error: page selector 'a..b': range 'a..b' has an end without a number"}));
-    EXPECT_EQ(pages("a1..b2"), (Strings{"error: page selector 'a1..b2': the ends of the range 'a1..b2' differ in more than their number"}));
+    EXPECT_EQ(
+        pages("a1..b2"),
+        (Strings{"error: page selector 'a1..b2': the ends of the range 'a1..b2' differ in more than their number"}));
     EXPECT_NE(pages("//(").front().find("regular expression '(' is not valid"), std::string::npos);
     EXPECT_EQ(mets.select_pages("//(").error().kind(), ErrorKind::Invalid);
 }
@@ -109,7 +116,8 @@ TEST_F(Selector, SeesPagesThatWereAddedAfterASearch) {
 }
 
 TEST_F(Selector, FollowsALinkToAPageThatCameLater) {
-    Workspace later(mets_xml("", page_xml("P1", {}), "", R"(  <mets:structMap TYPE="LOGICAL"><mets:div ID="L1" TYPE="chapter"/></mets:structMap>
+    Workspace later(mets_xml("", page_xml("P1", {}), "",
+                             R"(  <mets:structMap TYPE="LOGICAL"><mets:div ID="L1" TYPE="chapter"/></mets:structMap>
   <mets:structLink><mets:smLink xlink:from="L1" xlink:to="P1"/><mets:smLink xlink:from="L1" xlink:to="P2"/></mets:structLink>)"));
     auto growing = later.load();
     EXPECT_EQ(*growing.select_pages("L1"), Strings{"P1"});
