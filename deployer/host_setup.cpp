@@ -1,6 +1,7 @@
 #include "deployer/host_setup.hpp"
 
 #include "deployer/agentless.hpp"
+#include "deployer/found_tools.hpp"
 #include "lib/base/crash_point.hpp"
 #include "lib/base/files.hpp"
 #include "lib/base/text.hpp"
@@ -345,6 +346,17 @@ Result<SetupResult> setup_host(SetupContext& context, std::string const& host) {
     if (!wanted->local) crash_point("deploy.after-remote-binary");
     auto missing = missing_on(**driver, *wanted, record.binary, context.config->models);
     if (!missing.empty()) return fail(ErrorKind::Unavailable, "{}", join(missing, "\n"));
+
+    if (!wanted->local && !wanted->programs.empty()) { // the server asks those of its own machine
+        auto silent = ask_programs(**driver, wanted->desired.units, context.paths.root / "found-tools.json");
+        if (!silent) return during(silent.error());
+        for (auto const& processor : *silent)
+            if (context.say)
+                context.say(
+                    host, fmt::format(
+                              "{} --dump-json does not tell what it is: its Jobs need an ocrd-all-tool.json in tools:",
+                              processor));
+    }
 
     auto secrets = write_host_secrets(context, **driver, plan, *wanted);
     if (!secrets) return during(secrets.error());

@@ -143,15 +143,42 @@ Result<void> ToolCatalogue::load() {
                 said_[name] = changed;
             }
     }
+    read_found();
     auto files = settings_.tools;
     if (auto own = settings_.state / "tools.json"; fs::exists(own)) files.push_back(own);
     for (auto const& file : files)
-        if (auto read = read_catalogue(file, [&](auto const& name, auto const& tool) { tools_[name] = tool; }); !read) return read;
+        if (auto read = read_catalogue(file,
+                                       [&](auto const& name, auto const& tool) {
+                                           tools_[name] = tool;
+                                           loose_.erase(name);
+                                       });
+            !read)
+            return read;
     // Of what nobody named and no program here can tell. A broken one is not the user's file: said, and passed over.
     if (auto shipped = shipped_catalogue(); !shipped.empty())
-        if (auto read = read_catalogue(shipped, [&](auto const& name, auto const& tool) { if (!programs_.contains(name)) tools_.try_emplace(name, tool); }); !read)
+        if (auto read = read_catalogue(shipped,
+                                       [&](auto const& name, auto const& tool) {
+                                           if (!programs_.contains(name) && tools_.try_emplace(name, tool).second)
+                                               loose_.insert(name);
+                                       });
+            !read)
             log_.warn("tools.unread", kv(field::kError, read.error().message()));
     return {};
+}
+
+// The Deployer writes it while the server runs: a Host may come later.
+void ToolCatalogue::read_found() {
+    auto file = settings_.state / "found-tools.json";
+    auto changed = changed_at(file);
+    if (changed == found_changed_) return;
+    found_changed_ = changed;
+    auto take = [&](auto const& name, auto const& tool) {
+        if (programs_.contains(name) || (tools_.contains(name) && !loose_.contains(name))) return;
+        tools_[name] = tool;
+        loose_.insert(name);
+    };
+    if (auto read = read_catalogue(file, take); !read)
+        log_.warn("tools.unread", kv(field::kError, read.error().message()));
 }
 
 void ToolCatalogue::look_for_programs() {
@@ -199,6 +226,7 @@ Json const* ToolCatalogue::find(std::string const& processor) const {
 }
 
 awaitable<Json const*> ToolCatalogue::find_or_ask(std::string processor) {
+    read_found();
     if (auto const* known = find(processor)) co_return known;
     auto program = programs_.find(processor);
     if (program == programs_.end()) co_return nullptr;
@@ -247,7 +275,8 @@ void ToolCatalogue::remember() const {
     if (!written) log_.warn("tools.not_kept", kv(field::kReason, written.error().message()));
 }
 
-std::vector<std::string> ToolCatalogue::names() const {
+std::vector<std::string> ToolCatalogue::names() {
+    read_found();
     std::set<std::string> all;
     for (auto const& [name, tool] : tools_) all.insert(name);
     for (auto const& [name, program] : programs_) all.insert(name);

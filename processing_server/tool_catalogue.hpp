@@ -1,5 +1,6 @@
 // The tool catalogue: what is known of each Processor (an entry of OCR-D's ocrd-tool.json). From the built-in ones,
-// files (ocrd-all-tool.json, the configuration's `tools`), and from the programs on this machine by their --dump-json.
+// files (ocrd-all-tool.json, the configuration's `tools`), and from the programs on this machine by their --dump-json;
+// of those on other machines the Deployer has asked (STATE/found-tools.json).
 #pragma once
 
 #include "lib/async/event.hpp"
@@ -13,6 +14,7 @@
 #include <chrono>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -39,7 +41,7 @@ public:
     awaitable<void> stop();
 
     /// Processors that are described or have a program here: what a queue of that name can be for.
-    std::vector<std::string> names() const;
+    std::vector<std::string> names();
 
 private:
     struct Program {
@@ -49,6 +51,7 @@ private:
     };
     awaitable<void> ask(std::string processor, Program program);
     void look_for_programs();
+    void read_found();
     void remember() const;
 
     Settings const& settings_;
@@ -58,6 +61,8 @@ private:
     TaskGroup tasks_;
     std::atomic<bool> stopping_ = false;
     std::map<std::string, Json> tools_;
+    std::set<std::string> loose_; // names in tools_ that a later found-tools.json may describe anew
+    Millis found_changed_ = 0;    // of found-tools.json as it was read last
     std::map<std::string, Program> programs_;
     std::map<std::string, Millis> said_;                                  // by a program: when that was changed
     std::map<std::string, std::shared_ptr<Event>> asked_;                 // under way

@@ -7,6 +7,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/use_future.hpp>
 #include <cstdlib>
+#include <functional>
 #include <gtest/gtest.h>
 
 namespace ocrctl::server {
@@ -55,10 +56,53 @@ protected:
         return found.get();
     }
 
+    /// The same, of a file that came while the catalogue was in use.
+    std::string source_after(std::string const& processor, std::function<void()> const& meanwhile) {
+        asio::io_context io;
+        asio::thread_pool pool(1);
+        ToolCatalogue catalogue(settings_, io.get_executor(), pool);
+        EXPECT_TRUE(catalogue.load());
+        meanwhile();
+        auto found = asio::co_spawn(
+            io,
+            [&]() -> asio::awaitable<std::string> {
+                auto const* tool = co_await catalogue.find_or_ask(processor);
+                auto from = tool != nullptr ? tool->value("from", "?") : "";
+                co_await catalogue.stop();
+                co_return from;
+            },
+            asio::use_future);
+        io.run();
+        pool.join();
+        return found.get();
+    }
+
     fs::path folder_ = fs::temp_directory_path() / ("tc-" + random_hex(4));
     std::string path_before_;
     Settings settings_;
 };
+
+TEST_F(ToolCatalogueTest, KnowsWhatProgramsOnOtherMachinesSaidToTheDeployer) {
+    auto found = [&] {
+        file(
+            "state/found-tools.json",
+            R"({"which": {}, "tools": {"ocrd-far": {"executable": "ocrd-far", "from": "host"}, "ocrd-shipped": {"executable": "ocrd-shipped", "from": "host"},
+             "ocrd-told": {"executable": "ocrd-told", "from": "host"}, "ocrd-named": {"executable": "ocrd-named", "from": "host"}}})");
+    };
+    file("tools.json", R"({"ocrd-named": {"executable": "ocrd-named", "from": "configuration"}})");
+    settings_.tools = {folder_ / "tools.json"};
+    EXPECT_EQ(source_after("ocrd-far", [] {}), "");
+    EXPECT_EQ(source_after("ocrd-far", found), "host") << "it came while the server was running";
+    for (auto const& [name, from] : {std::pair{"ocrd-far", "host"},
+                                     {"ocrd-shipped", "host"},
+                                     {"ocrd-named", "configuration"},
+                                     {"ocrd-told", "program"}}) {
+        EXPECT_EQ(source_of(name), from) << name;
+        EXPECT_EQ(source_after(name, found), from) << name;
+    }
+    file("state/found-tools.json", "{");
+    EXPECT_EQ(source_of("ocrd-shipped"), "package") << "a broken one is passed over";
+}
 
 TEST_F(ToolCatalogueTest, TakesTheCatalogueOfTheOcrdPackageForWhatNobodyElseDescribes) {
     EXPECT_EQ(source_of("ocrd-shipped"), "package");
