@@ -109,7 +109,9 @@ Result<void> HostTeardown::clean(bool purge) {
     auto output = host_command({"clean", "--state", record_.state, "--deployment", deployment_, "--host", host_}, seconds(60));
     if (!output) return std::unexpected(output.error());
     if (purge) {
-        auto removed = driver_->run({"rm", "-rf", "--", record_.state});
+        // With the folders made around it (NAME/hosts), unless another Host has its state there.
+        constexpr char kScript[] = "rm -rf -- \"$1\"; h=${1%/*}; [ \"${h##*/}\" = hosts ] || exit 0; rmdir -- \"$h\" 2>/dev/null && rmdir -- \"${h%/*}\" 2>/dev/null; true";
+        auto removed = driver_->run({"/bin/sh", "-c", kScript, "sh", record_.state});
         if (!removed) return std::unexpected(removed.error());
     }
     return {};
