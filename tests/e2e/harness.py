@@ -64,10 +64,10 @@ def processes(deployment=None, state=None):
 class SshHost:
     """An sshd of our own on a loopback port, with its own keys; logs in the user who runs the tests."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, address="127.0.0.1", port=None, more=""):
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.port = free_port()
+        self.address, self.port = address, port or free_port()
         self.key = self.folder / "client_key"
         host_key = self.folder / "host_key"
         for key in (self.key, host_key):
@@ -77,9 +77,9 @@ class SshHost:
         out = subprocess.run(["ssh-keygen", "-lf", f"{host_key}.pub"], check=True, capture_output=True, text=True).stdout
         self.fingerprint = out.split()[1]
         (self.folder / "sshd_config").write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {host_key}\nPidFile {self.folder}/sshd.pid\n"
+            f"Port {self.port}\nListenAddress {address}\nHostKey {host_key}\nPidFile {self.folder}/sshd.pid\n"
             f"AuthorizedKeysFile {self.folder}/authorized_keys\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
-            "PermitRootLogin yes\nMaxStartups 100\nMaxSessions 50\nSubsystem sftp internal-sftp\n")
+            "PermitRootLogin yes\nMaxStartups 100\nMaxSessions 50\nSubsystem sftp internal-sftp\n" + more)
         os.makedirs("/run/sshd", exist_ok=True)
         self.log = open(self.folder / "sshd.log", "wb")
         self.process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", str(self.folder / "sshd_config")],
@@ -88,7 +88,7 @@ class SshHost:
 
     def _answers(self):
         try:
-            with socket.create_connection(("127.0.0.1", self.port), 1) as s:
+            with socket.create_connection((self.address, self.port), 1) as s:
                 return s.recv(4).startswith(b"SSH")
         except OSError:
             return False

@@ -41,6 +41,23 @@ def test_refusals_have_a_detail_that_the_client_shows(client, mets):
         assert word in refused.stdout and "Traceback" not in refused.stderr, refused.stdout + refused.stderr
 
 
+def test_a_malformed_request_has_a_detail_too(server, workers, env, mets):
+    """OCR-D's own body of a malformed request has none, and its client dies of the missing key (network protocol 1.1, 1.2)."""
+    program = f"""
+import requests
+from ocrd_network import client_utils
+good = dict(path_to_mets={str(mets)!r}, input_file_grps=["OCR-D-IMG"], output_file_grps=["OCR-D-OUT"], parameters={{}})
+for key, value in (("input_file_grps", None), ("parameters", None), ("page_id", 7)):
+    try:
+        client_utils.post_ps_processing_request({server.url!r}, "ocrd-dummy", {{**good, key: value}})
+        raise AssertionError(key)
+    except requests.HTTPError as e:
+        assert e.response.status_code == 422 and key in e.detail_message, e.detail_message
+        assert e.response.json()["status_code"] == 10422 and e.response.json()["data"] is None
+"""
+    support.run([support.BIN / "python", "-c", program], env)
+
+
 def test_workflow_by_the_calls_that_the_client_makes(server, workers, env, mets, tmp_path):
     """`client workflow run` always raises (reference 8.1), so its class is called as its tests call it, page-wise too."""
     script = tmp_path / "workflow.txt"

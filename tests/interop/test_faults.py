@@ -64,9 +64,13 @@ def test_the_clients_callback_is_called_once_with_ocrds_body(server, workers, me
 
 def test_https_callback_urls_are_refused_before_anything_happens(server, workers, mets):
     """An https:// callback in a message ends OCR-D's Worker (3.5)."""
+    before = [w.pid for w in workers.all if w.alive()]
     status, body = server.request("POST", "/processor/run/ocrd-dummy", {
         "path_to_mets": str(mets), "input_file_grps": ["OCR-D-IMG"], "output_file_grps": ["OCR-D-X"], "callback_url": "https://127.0.0.1/x"})
     assert status == 422 and "https://127.0.0.1/x" in body["detail"]
+    listed = server.request("GET", "/v1/jobs?limit=1000")[1]["jobs"]
+    assert [j for j in listed if j["path_to_mets"] == str(mets)] == []
+    assert [w.pid for w in workers.all if w.alive()] == before
 
 
 def test_a_mets_edited_by_hand_meanwhile_keeps_the_edit(server, workers, mets):

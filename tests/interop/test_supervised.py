@@ -1,5 +1,6 @@
 """Unmodified OCR-D Workers that the deployment starts and supervises."""
 
+import json
 import os
 import pathlib
 import signal
@@ -69,13 +70,24 @@ def test_one_that_is_killed_is_started_again(supervised, mets):
     assert supervised.wait_job(submit(supervised, mets, "OCR-D-KILLED"))["state"] == "SUCCESS", supervised.logs()
 
 
-def test_a_malformed_message_costs_no_job_and_is_seen(supervised, mets):
-    """OCR-D's Worker ends at a message that it cannot read, and nothing starts it again (reference 3.5)."""
+GOOD = {"job_id": "no-such-job", "processor_name": "ocrd-dummy", "created_time": 1700000000, "input_file_grps": ["OCR-D-IMG"],
+        "output_file_grps": ["OCR-D-NEVER"], "path_to_mets": "/nowhere/mets.xml", "parameters": {}}
+
+
+@pytest.mark.parametrize("body", [
+    b"this: is: no: message\n- at all",
+    json.dumps(GOOD).encode(),
+    json.dumps({k: v for k, v in GOOD.items() if k != "path_to_mets"} | {"workspace_id": "no-such-workspace"}).encode(),
+    json.dumps(GOOD | {"callback_url": "https://127.0.0.1/x"}).encode(),
+    json.dumps(GOOD | {"page_id": None}).encode(),
+], ids=["no YAML", "unknown job id", "by workspace id", "https callback", "a null"])
+def test_a_malformed_message_costs_no_job_and_is_seen(body, supervised, mets):
+    """OCR-D's Worker ends at a message that it cannot read or whose Job it does not find, and nothing starts it again (reference 3.5)."""
     import pika
     before = workers_of(supervised)
     slot, victim = next(iter(before.items()))
     connection = pika.BlockingConnection(pika.URLParameters(queue_url(victim["pid"])))
-    connection.channel().basic_publish("", "ocrd-dummy", b"this: is: no: message\n- at all")
+    connection.channel().basic_publish("", "ocrd-dummy", body)
     connection.close()
     eventually(lambda: (u := workers_of(supervised).get(slot)) and u["state"] == "ready" and u["pid"] != victim["pid"], 60, lambda: supervised.status())
     unit = workers_of(supervised)[slot]
@@ -85,6 +97,19 @@ def test_a_malformed_message_costs_no_job_and_is_seen(supervised, mets):
     for job in jobs:
         assert supervised.wait_job(job)["state"] == "SUCCESS", supervised.logs()
     assert supervised.request("GET", "/readyz")[0] == 200
+
+
+def test_a_killed_broker_ends_no_worker_for_good(supervised, mets):
+    """OCR-D's Workers end with the connection, and its server answers every submission with 500 from then on (reference 3.5, 3.6)."""
+    before = workers_of(supervised)
+    broker = supervised.units("queue")[0]["pid"]
+    answer = supervised.run_workflow(mets, "dummy -I OCR-D-IMG -O OCR-D-K1\ndummy -I OCR-D-K1 -O OCR-D-K2", page_wise=True)
+    os.kill(broker, signal.SIGKILL)
+    accepted = submit(supervised, mets, "OCR-D-K3")
+    assert supervised.wait_workflow(answer["job_id"], 120) == "SUCCESS", supervised.logs()
+    assert supervised.wait_job(accepted, 120)["state"] == "SUCCESS", supervised.logs()
+    eventually(lambda: {s: u["state"] for s, u in workers_of(supervised).items()} == {s: "ready" for s in before}, 60, lambda: supervised.status())
+    assert support.groups_of(mets)["OCR-D-K2"] == len(support.pages_of(mets))
 
 
 def test_kill_all_leaves_none(supervised):
