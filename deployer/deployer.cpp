@@ -10,6 +10,7 @@
 #include "lib/base/ids.hpp"
 #include "lib/base/text.hpp"
 #include "lib/hostops/control_client.hpp"
+#include "lib/hostops/host_ops.hpp"
 #include "lib/ledger/ledger.hpp"
 #include "lib/ledger/lock.hpp"
 #include "lib/net/client.hpp"
@@ -348,6 +349,22 @@ void wait_for_all(Wait& wait) {
                                                                           last.contains(host) ? last[host] : "its agent has not reported to the server"));
 }
 
+/// Nobody reports which Workers of a Host without an agent still live: it is asked. That one cannot be reached is said by the
+/// pre-flight.
+void look_at_agentless(Json const& config, HostPlan const& host, std::set<std::string>& running) {
+    auto record = json_to<HostRecord>(config);
+    auto driver = record ? driver_for(host.name, *record) : Result<std::unique_ptr<HostDriver>>(fail(record.error()));
+    auto output = driver ? (*driver)->run({record->binary, "host", "scan", "--state", record->state, "--deployment", host.desired.deployment, "--host", host.name, "--json"})
+                         : Result<Output>(fail(driver.error()));
+    if (!output || output->exit_code != 0) return;
+    auto found = json_to<hostops::ScanReport>(std::string_view(output->out));
+    if (!found) return;
+    running.clear();
+    for (auto const& process : found->processes) running.insert(process.entry);
+    running.erase("agent");
+    running.erase("host-start");
+}
+
 /// The Workers of all Hosts without an agent, once the broker is there.
 std::map<std::string, HostOutcome> start_all(ledger::StatePaths const& paths, std::map<std::string, SetupResult> const& hosts, Wait const& wait, std::size_t bound) {
     std::vector<std::string> names;
@@ -600,6 +617,9 @@ Result<PlanReport> plan(DeployOptions const& options, bool reach_hosts) {
     if (prepared->config.process_queue.port != 0) facts.deployment.queue.port = prepared->config.process_queue.port;
     auto wanted = Plan::from(prepared->config, facts);
     if (take_path(facts, wanted)) wanted = Plan::from(prepared->config, facts);
+    if (reach_hosts)
+        for (auto const& host : wanted.hosts)
+            if (!host.desired.agent && observed.contains(host.name)) look_at_agentless(state->hosts.at(host.name), host, observed[host.name].running);
     PlanReport report;
     report.name = prepared->config.name;
     report.state = prepared->paths.root;

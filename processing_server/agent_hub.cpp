@@ -50,6 +50,11 @@ void AgentHub::add_routes(net::Router& router) {
                 return net::Response::error(401, "the join token is missing or wrong");
             if (!good_host_name(request.query_or("host"))) return net::Response::error(422, "host: the name of the agent's host is needed");
             if (stopping_ || !running_) return net::Response::error(503, "the server is starting or stopping");
+            auto host = request.query_or("host");
+            if (auto known = agents_.find(host); known != agents_.end()) {
+                read_desired(host, known->second); // it may have been given one just now
+                if (known->second.none) return net::Response::error(409, "the host " + host + " has no agent in the configuration (agent: false)");
+            }
             return std::nullopt;
         });
 }
@@ -133,6 +138,7 @@ void AgentHub::read_desired(std::string const& host, Agent& agent) {
     }
     agent.desired_time = time;
     agent.desired_generation = desired->generation;
+    if (agent.none && desired->agent) agent.away_since = steady_clock::now() + kFirstContact; // deploy is about to start it
     agent.none = !desired->agent;
     agent.desired = std::move(*text);
 }

@@ -86,6 +86,7 @@ struct ForeignWorkers::Lane {
     std::size_t consumers = 0;
     std::set<JobId> jobs;
     bool looking = false, doubting = false;
+    bool known = false; // the broker answered when it was looked at the last time
     Clock::time_point looked{};
     /// As many as are worked on, and one that waits.
     std::size_t capacity() const noexcept { return consumers == 0 ? 0 : consumers + 1; }
@@ -312,20 +313,33 @@ void ForeignWorkers::started(HostReport const& report) {
     for (auto const& unit : report.units) {
         auto* place = place_at(unit.entry);
         if (place == nullptr || unit.pid == 0) continue;
-        auto another = place->pid != 0 && place->pid != unit.pid;
         place->pid = unit.pid;
         place->looked = {};
-        if (!another || place->job.empty()) continue;
+        auto held = out_.find(place->job);
+        if (place->job.empty() || held == out_.end()) continue;
+        auto& given = held->second.pid;
+        if (given == 0) given = unit.pid;
+        if (given == unit.pid) continue;
         place->gone = place->blame = true; // the one that was given the Job is not the one that runs now
         tasks_.spawn("worker gone", doubt(*place));
     }
     book_.wake().notify_all();
 }
 
-std::optional<bool> ForeignWorkers::consumes(std::string_view slot) const {
-    for (auto const& place : places_)
-        if (place->slot == slot) return place->known ? std::optional(place->usable) : std::nullopt;
-    return std::nullopt;
+std::optional<ForeignWorkers::Consumption> ForeignWorkers::consumption(std::string_view slot) const {
+    for (auto const& place : places_) {
+        if (place->slot != slot) continue;
+        if (!place->known) return std::nullopt;
+        return Consumption{place->usable ? 1u : 0u, 1};
+    }
+    auto const& all = settings_.foreign_workers;
+    auto one = std::ranges::find(all, slot, &ForeignWorkerSettings::slot);
+    if (one == all.end()) return std::nullopt;
+    auto lane = lanes_.find(one->processor);
+    if (lane == lanes_.end() || !lane->second->known) return std::nullopt;
+    auto sharing = std::ranges::count_if(
+        all, [&](auto const& other) { return other.amqp_file.empty() && other.processor == one->processor; });
+    return Consumption{lane->second->consumers, static_cast<std::size_t>(sharing)};
 }
 
 void ForeignWorkers::away(std::string const& host) {
@@ -343,7 +357,10 @@ void ForeignWorkers::linked(Place* place, queue::LinkEvent const& event) {
         if (place != nullptr)
             place->usable = place->known = false;
         else
-            for (auto& [processor, lane] : lanes_) lane->consumers = 0;
+            for (auto& [processor, lane] : lanes_) {
+                lane->consumers = 0;
+                lane->known = false;
+            }
         return;
     }
     // Transient queues do not outlive their broker.
@@ -388,6 +405,7 @@ awaitable<void> ForeignWorkers::look_at(Lane& lane) {
     };
     auto looked = co_await common_->with_session(std::move(look), kBroker);
     lane.consumers = looked ? state->consumers : 0;
+    lane.known = looked || looked.error().kind() == ErrorKind::NotFound;
     if (looked) queues_[lane.processor] = Clock::now();
     lane.looking = false;
     lane.looked = Clock::now();
@@ -451,7 +469,7 @@ bool ForeignWorkers::pick() {
             given.place = place;
             if (place != nullptr) {
                 place->job = *id;
-                given.pid = place->reported ? place->pid : 0;
+                given.pid = place->reported || !place->agent ? place->pid : 0;
                 given.restarts = place->restarts;
             } else {
                 lane(processor).jobs.insert(*id);
@@ -639,11 +657,11 @@ awaitable<void> ForeignWorkers::give(std::shared_ptr<Workspace> workspace, std::
         }
         out_[id].mirrored = true;
         out_[id].since = Clock::now();
-        queue::Message message{
-            .queue = work.job.target.name,
-            .body = foreign_message(work.job, path_of_mets(work.job), work.page_id, url_for(work.given.place), now_millis()),
-            .persistent = false,
-            .exchange = topology_.exchange};
+        queue::Message message{.queue = work.job.target.name,
+                               .body = foreign_message(work.job, path_of_mets(work.job), work.page_id,
+                                                       url_for(work.given.place), now_millis()),
+                               .persistent = false,
+                               .exchange = topology_.exchange};
         if (work.given.place == nullptr) {
             common_ids.push_back(id);
             common_messages.push_back(std::move(message));
@@ -712,6 +730,11 @@ awaitable<void> ForeignWorkers::tick() {
             if (!place->job.empty() && !place->reported) tasks_.spawn("doubt", doubt(*place));
             if (!place->agent && !place->looking && now - place->looked >= kCompare)
                 tasks_.spawn("look for a Worker", look_at(*place)); // for the status
+        }
+        for (auto const& one : settings_.foreign_workers) {
+            if (one.agent || !one.amqp_file.empty()) continue;
+            auto& shared = lane(one.processor);
+            if (!shared.looking && now - shared.looked >= kCompare) tasks_.spawn("look for Workers", look_at(shared));
         }
         for (auto& [processor, lane] : lanes_)
             if (!lane->jobs.empty()) tasks_.spawn("guard", guard(*lane));

@@ -64,9 +64,12 @@ public:
         return documents_.path_of_workspace(std::move(workspace_id));
     }
 
-    /// Does the supervised Worker of this slot consume its queue? Nothing: not known, or it shares the queue with
-    /// others.
-    std::optional<bool> consumes(std::string_view slot) const;
+    /// Who consumes the queue of this slot's Worker, as the broker said when it was asked last: at most a few seconds
+    /// ago for those without an agent. Nothing: it has not said.
+    struct Consumption {
+        std::size_t consumers = 0, workers = 1; // those configured for this queue: one, or all that share it
+    };
+    std::optional<Consumption> consumption(std::string_view slot) const;
     /// For /v1/status: the places.
     Json status() const;
     /// What keeps a METS from being saved: workspace -> sentence. Its Jobs are tried again.

@@ -106,22 +106,21 @@ std::vector<std::string> processors_of(RouteContext const& c) {
 
 namespace {
 
-/// Nobody watches these: what is known is which process was started and, where it has a queue of its own, whether that is
-/// consumed.
+/// Nobody watches these: what is known is which process was started, and who consumes its queue.
 void describe_unwatched(RouteContext const& c, Json& host) {
     for (auto& unit : host["units"]) {
-        auto consumes = c.foreign != nullptr ? c.foreign->consumes(unit.value("entry", std::string())) : std::nullopt;
-        if (consumes && *consumes) {
+        auto found = c.foreign != nullptr ? c.foreign->consumption(unit.value("entry", std::string())) : std::nullopt;
+        if (unit.value("pid", 0) == 0) continue; // its start failed, and told why
+        if (found && found->consumers >= found->workers) {
             unit["state"] = wire(UnitState::Ready);
             unit["detail"] = "";
-        } else if (unit.value("pid", 0) == 0) {
-            unit["state"] = wire(UnitState::Failed); // and its start told why
-        } else if (consumes) {
+        } else if (found && found->consumers == 0) {
             unit["state"] = wire(UnitState::Failed);
             unit["detail"] = "does not consume its queue: ocrctl deploy starts it again, if it has ended";
         } else {
             unit["state"] = "unknown";
-            unit["detail"] = "was started, and is not supervised";
+            unit["detail"] = found ? fmt::format("{} of {} Workers consume its queue: ocrctl deploy starts those that have ended", found->consumers, found->workers)
+                                   : std::string("was started; the broker has not said whether it consumes its queue");
         }
     }
 }

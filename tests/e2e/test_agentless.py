@@ -1,8 +1,6 @@
 """Hosts without an agent (`agent: false`): foreign Workers that are started over SSH, and looked after by nobody."""
 
-import json
 import os
-import pathlib
 import shlex
 import signal
 import subprocess
@@ -88,6 +86,9 @@ class Agentless(test_foreign.Played):
         self.assertEqual(self.far_units(d)[there[other]]["state"], "ready")
 
         # deploy brings it back, and leaves the other alone.
+        missing = d.ocrctl("plan", str(d.config), "--state", str(d.state), check=False, env=self.path)
+        self.assertEqual(missing.returncode, 4, missing.stdout + missing.stderr)
+        self.assertEqual([line.split()[:4] for line in missing.stdout.splitlines() if line.startswith("far")], [["far", "start", "worker", entry]])
         again = d.deploy(env=self.path).stdout
         self.assertIn("far: 2 workers ready, without agent", again)
         units = eventually(lambda: self.all_ready(d, 2), 10, lambda: d.status())
@@ -99,6 +100,32 @@ class Agentless(test_foreign.Played):
         self.assertIn("0 left on 2 hosts", d.kill_all().stdout)
         self.assert_nothing_left(d)
         self.assertIn("nothing to do", d.kill_all().stdout)
+
+    def test_on_a_broker_of_others_the_workers_share_its_vhost_and_are_counted(self):
+        folder = self.folder / "other"
+        folder.mkdir()
+        other = harness.Deployment(folder, [local_host({"ocrd-ocrctl-dummy": 1})], "process_queue: {credentials: {username: test, password: test}}\n", name="other")
+        self.addCleanup(other.destroy)
+        other.deploy()
+        folder = self.folder / "mine"
+        folder.mkdir()
+        d = harness.Deployment(folder, [self.far(folder=folder)], self.mongo() + f"process_queue: {{address: 127.0.0.1, port: {other.queue_port()}, skip_deployment: true, "
+                            "credentials: {username: test, password: test}}\n")
+        self.addCleanup(d.destroy)
+        d.deploy(env=self.path)
+        units = eventually(lambda: self.all_ready(d, 2), 15, lambda: d.status())
+        mets = make_workspace(self.folder / "w", 1)
+        self.assertEqual(d.wait_job(self.run_job(d, mets, "A"))["state"], "SUCCESS")
+        entry, victim = next((e, u["pid"]) for e, u in units.items())
+        os.kill(victim, signal.SIGKILL)
+        shown = eventually(lambda: (u := self.far_units(d)[entry])["state"] == "unknown" and u, 20, lambda: d.status())
+        self.assertIn("1 of 2 Workers consume its queue", shown["detail"])
+        self.assertEqual(d.wait_job(self.run_job(d, mets, "B"))["state"], "SUCCESS")
+        d.deploy(env=self.path)
+        again = eventually(lambda: self.all_ready(d, 2), 15, lambda: d.status())
+        self.assertEqual({e for e in again if again[e]["pid"] != units[e]["pid"]}, {entry})
+        self.assertIn("0 left", d.kill_all().stdout)
+        self.assert_nothing_left(d)
 
     def test_an_agent_goes_and_comes_without_disturbing_the_workers(self):
         extra = self.mongo()
@@ -162,7 +189,8 @@ class Agentless(test_foreign.Played):
 
     def test_a_deploy_that_is_killed_while_workers_start_leaves_nothing_to_kill_all_and_a_second_one_goes_on(self):
         starting = self.bin / "ocrd-slow"
-        starting.write_text(f"#!/bin/sh\necho $$ >> {self.folder}/slow\nwhile [ -e {self.folder}/wait ]; do sleep 0.05; done\nexec {shlex.quote(str(self.bin / 'ocrd-slow.real'))} \"$@\"\n")
+        starting.write_text(f"#!/bin/sh\nif [ \"$1\" = worker ]; then\n  echo $$ >> {self.folder}/slow\n  while [ -e {self.folder}/wait ]; do sleep 0.05; done\nfi\n"
+                            f"exec {shlex.quote(str(self.bin / 'ocrd-slow.real'))} \"$@\"\n")
         starting.chmod(0o755)
         self.program("ocrd-slow.real", "ocrd-slow")
         (self.folder / "wait").touch()

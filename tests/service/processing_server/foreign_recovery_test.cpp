@@ -222,6 +222,79 @@ TEST_F(ForeignRecoveryTest, WhatAnAgentTellsCountsAtOnceAndAPlannedStopIsNoDeath
               (Json{"ocrd-dummy", "ocrd-ocrctl-binarize", "ocrd-ocrctl-dummy"}));
 }
 
+/// What deploy leaves of a host without an agent.
+void agentless_host(std::filesystem::path const& state, int pid) {
+    auto folder = state / "hosts" / "h";
+    std::filesystem::create_directories(folder);
+    DesiredState desired;
+    desired.deployment = "d";
+    desired.host = "h";
+    desired.agent = false;
+    HostReport report;
+    report.deployment = "d";
+    report.host = "h";
+    report.boot_id = "another-boot";
+    UnitReport unit;
+    unit.entry = "h/g/shard-0/rep-0";
+    unit.kind = UnitKind::ForeignWorker;
+    unit.state = UnitState::Ready;
+    unit.pid = pid;
+    report.units.push_back(unit);
+    ASSERT_TRUE(write_file_atomically(folder / "report.json", dump(Json(report))));
+    ASSERT_TRUE(write_file_atomically(folder / "desired.json", dump(Json(desired))));
+}
+
+TEST_F(ForeignRecoveryTest, WithoutAnAgentTheBrokerAloneSaysWhetherAWorkerIsThere) {
+    supervise("ocrd-dummy", 1);
+    settings_["foreign_workers"][0]["agent"] = false;
+    settings_["token_file"] = "secrets/join-token";
+    agentless_host(state_, 111);
+    start();
+    auto unit = [&] {
+        auto status = parse_json(server_->get("/v1/status").body);
+        if (!status || status->at("hosts").empty() || status->at("hosts")[0]["units"].empty())
+            return Json(Json::object());
+        return status->at("hosts")[0]["units"][0];
+    };
+    ASSERT_TRUE(eventually([&] { return unit().value("state", "") == "failed"; }, 20s)) << unit();
+    EXPECT_EQ(unit()["detail"], "does not consume its queue: ocrctl deploy starts it again, if it has ended");
+    auto played = supervised(0);
+    ASSERT_TRUE(eventually([&] { return unit().value("state", "") == "ready"; }, 20s)) << unit();
+    EXPECT_EQ(unit()["pid"], 111);
+    auto status = parse_json(server_->get("/v1/status").body);
+    EXPECT_EQ(status->at("hosts")[0]["agent"], false);
+    EXPECT_EQ(status->at("hosts")[0]["connected"], false);
+    // An agent that dials in for it is refused.
+    asio::io_context io;
+    std::string refusal = "none";
+    auto dial = [&]() -> awaitable<void> {
+        net::Headers headers{{"Authorization", "Bearer secret-token"}};
+        auto url = fmt::format("http://127.0.0.1:{}/v1/agents/connect?host=h", port_);
+        auto socket = co_await net::websocket_connect(url, std::move(headers), 5s);
+        if (!socket) refusal = socket.error().message();
+    };
+    asio::co_spawn(io, dial(), asio::detached);
+    io.run();
+    EXPECT_NE(refusal.find("refused with 409"), std::string::npos) << refusal;
+    EXPECT_NE(refusal.find("the host h has no agent in the configuration"), std::string::npos) << refusal;
+}
+
+TEST_F(ForeignRecoveryTest, AWorkerThatDeployStartedAgainIsNotTakenForTheDeadOne) {
+    supervise("ocrd-dummy", 1);
+    settings_["foreign_workers"][0]["agent"] = false;
+    agentless_host(state_, 111);
+    start();
+    auto first = supervised(0, {}, dies);
+    auto job = dummy();
+    ASSERT_TRUE(eventually([&] { return first->exited(); }));
+    // Both at once, before the server looks.
+    first.reset();
+    auto second = supervised(0);
+    agentless_host(state_, 222);
+    ASSERT_TRUE(reaches(job, "SUCCESS")) << shown(job);
+    EXPECT_GE(second->runs(), 1);
+}
+
 TEST_F(ForeignRecoveryTest, OnTheCommonVhostAJobThatKilledTwoWorkersIsTakenOutOfTheQueue) {
     start();
     auto poison = std::string();
