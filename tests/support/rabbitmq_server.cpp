@@ -8,6 +8,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <netinet/in.h>
 #include <string_view>
 #include <sys/socket.h>
@@ -142,6 +143,13 @@ std::string RabbitMqServer::ctl(std::string const& arguments) const {
         ::pclose(pipe);
     }
     return output;
+}
+
+std::size_t RabbitMqServer::connections_seen() const {
+    std::ifstream log(folder_ / "log" / fmt::format("ocrctl-{}@localhost.log", port_));
+    std::size_t seen = 0;
+    for (std::string line; std::getline(log, line);) seen += line.find("accepting AMQP connection") != std::string::npos;
+    return seen;
 }
 
 } // namespace ocrctl::test

@@ -30,6 +30,8 @@ public:
     std::string password() const { return password_; }
     /// rabbitmqctl with these arguments (a word each); its output.
     std::string ctl(std::string const& arguments) const;
+    /// How many connections its log has seen come, a moment ago.
+    std::size_t connections_seen() const;
 
     void stop();      // SIGTERM, until gone
     void kill();      // SIGKILL

@@ -431,6 +431,22 @@ TEST_F(ForeignJobsTest, CallbacksAreQuickHoweverManyJobsWait) {
     EXPECT_NE(workflow_state(workflow), "FAILED");
 }
 
+TEST_F(ForeignJobsTest, SubmissionsOpenNoConnectionsToTheBroker) {
+    start();
+    auto played = ocrd_worker();
+    ASSERT_TRUE(reaches(dummy("FIRST"), "SUCCESS"));
+    // What the log says comes a moment late: a connection of one's own marks the place.
+    auto seen = [&, last = std::size_t(0)]() mutable {
+        auto before = broker().connections_seen();
+        EXPECT_TRUE(queue::Session::open(*queue::parse_broker_url(amqp_), "mark"));
+        EXPECT_TRUE(eventually([&] { return broker().connections_seen() > std::max(before, last); }));
+        return last = broker().connections_seen();
+    };
+    auto before = seen();
+    for (int i = 0; i < 50; ++i) dummy(fmt::format("G{}", i));
+    EXPECT_LE(seen(), before + 5) << "in OCR-D one for each, to look whether there is a Worker";
+}
+
 TEST_F(ForeignJobsTest, ARequiredParameterStaysRequired) {
     auto tools = *parse_json(*read_file(state_ / "tools.json"));
     tools["ocrd-other"]["parameters"]["model"] = {{"type", "string"}, {"description", "m"}, {"required", true}};

@@ -379,6 +379,12 @@ TEST(Config, ForeignWorkersNeedMongoDb) {
     EXPECT_EQ(problems("hosts: [{connection: local, workers: [{name: ocrd-dummy, kind: managed}]}]\n"), "");
 }
 
+TEST(Config, TellsWorkersNoHttpsAddress) {
+    EXPECT_NE(problems("internal_callback_url: https://ps-host:8000\n")
+                  .find("internal_callback_url: expected a URL beginning with http:// (OCR-D's workers know no other)"),
+              std::string::npos);
+}
+
 TEST(Config, WillNotTellAForeignWorkerWhatItCannotDo) {
     EXPECT_EQ(problems("database: {address: db, skip_deployment: true}\nhosts: [{connection: local, workers: [{name: ocrd-dummy, page_timeout: 3}]}]\n"),
               "config.yml:2:72: hosts[0].workers[0].page_timeout: foreign Workers cannot be told that; kind: managed can\n");

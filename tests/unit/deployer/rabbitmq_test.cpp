@@ -19,6 +19,14 @@ RabbitMq node() {
     return node;
 }
 
+TEST(RabbitMqFiles, TakesNoLongJobAwayFromItsConsumer) {
+    auto conf = rabbitmq_conf(node());
+    auto at = conf.find("consumer_timeout = ");
+    ASSERT_NE(at, std::string::npos);
+    EXPECT_GE(std::stoll(conf.substr(at + 19)), 86'400'000)
+        << "in milliseconds; RabbitMQ's own 30 minutes end OCR-D's Workers";
+}
+
 TEST(RabbitMqFiles, ListensOnLoopbackAloneUnlessAnotherAddressIsWanted) {
     EXPECT_NE(rabbitmq_conf(node()).find("listeners.tcp.1 = 127.0.0.1:25672\n"), std::string::npos);
     EXPECT_EQ(rabbitmq_conf(node()).find("listeners.tcp.2"), std::string::npos);
