@@ -6,6 +6,7 @@
 #include "lib/async/within.hpp"
 #include "lib/base/crash_point.hpp"
 #include "lib/base/text.hpp"
+#include "lib/hostops/start.hpp"
 #include "lib/ledger/lock.hpp"
 
 #include <algorithm>
@@ -128,7 +129,11 @@ struct Agent::Impl final : AgentCommands {
     Result<void> run() {
         if (auto made = make_folder(state.paths.root, 0700); !made) return made;
         if (auto made = make_folder(state.paths.logs()); !made) return made;
-        auto taken = ledger::LockFile::take(state.paths.lock(), "agent");
+        // A start of when this host had no agent may still wait for its Workers; they are adopted.
+        auto holder = ledger::lock_holder(state.paths.lock());
+        auto taken = holder && holder->command == hostops::kStartHolder
+                         ? ledger::LockFile::take_over(state.paths.lock(), "agent")
+                         : ledger::LockFile::take(state.paths.lock(), "agent");
         if (!taken) return fail(taken.error().during("an agent runs here already"));
         lock = std::move(*taken);
         crash_point("agent.after-lock");

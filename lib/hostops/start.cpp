@@ -21,8 +21,6 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 using namespace std::chrono_literals;
 
-constexpr char kCommand[] = "host start";
-
 /// One call. Everything lives on the thread of run().
 class Start {
 public:
@@ -192,10 +190,10 @@ Result<HostReport> start(fs::path const& host_dir, milliseconds limit) {
     auto desired = json_to<DesiredState>(std::string_view(*text));
     if (!desired) return fail(desired.error().during(paths.desired().string()));
     if (desired->agent) return fail(ErrorKind::Conflict, "{} has an agent, which starts its units", desired->host);
-    if (auto holder = ledger::lock_holder(paths.lock()); holder && holder->command != kCommand)
+    if (auto holder = ledger::lock_holder(paths.lock()); holder && holder->command != kStartHolder)
         return fail(ErrorKind::Conflict, "{}: its {} (pid {}) still runs", desired->host, holder->command,
                     holder->identity.pid);
-    auto lock = ledger::LockFile::take_over(paths.lock(), kCommand);
+    auto lock = ledger::LockFile::take_over(paths.lock(), kStartHolder);
     if (!lock) return std::unexpected(lock.error());
     crash_point("host.after-lock");
     auto book = ledger::Ledger::open(paths.ledger());

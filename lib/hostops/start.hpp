@@ -10,6 +10,9 @@
 
 namespace ocrctl::hostops {
 
+/// Whom the lock of HOSTDIR (agent.lock) names while a start is at work.
+inline constexpr char kStartHolder[] = "host start";
+
 /// Makes the units of the host what HOSTDIR/desired.json names: what runs as it shall is left alone, what runs
 /// otherwise or is not wanted ends, what is missing is started, as an agent would do it (host ledger, marks, log).
 /// Returns when each unit answers or has ended; one that does not answer in its time is ended, one that still may when

@@ -81,7 +81,11 @@ class SshHost:
             f"AuthorizedKeysFile {self.folder}/authorized_keys\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
             "PermitRootLogin yes\nMaxStartups 100\nMaxSessions 50\nSubsystem sftp internal-sftp\n" + more)
         os.makedirs("/run/sshd", exist_ok=True)
-        self.log = open(self.folder / "sshd.log", "wb")
+        self.start()
+
+    def start(self):
+        """Also again, after stop()."""
+        self.log = open(self.folder / "sshd.log", "ab")
         self.process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", str(self.folder / "sshd_config")],
                                         stderr=self.log, stdin=subprocess.DEVNULL)
         eventually(self._answers, 10, lambda: (self.folder / "sshd.log").read_text())
@@ -94,8 +98,9 @@ class SshHost:
             return False
 
     def stop(self):
-        self.process.terminate()
-        self.process.wait(10)
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(10)
         self.log.close()
 
 

@@ -153,6 +153,23 @@ class Agentless(test_foreign.Played):
         self.assertIn("0 left", d.kill_all().stdout)
         self.assert_nothing_left(d)
 
+    def test_a_host_that_is_away_at_kill_all_is_finished_by_the_next_one(self):
+        d = self.deployment([self.far(["{name: ocrd-dummy}"])], self.mongo())
+        d.deploy(env=self.path)
+        logs = self.folder / "remote" / d.name / "hosts" / "far" / "logs" / "ocrd"
+        (logs / "hold").touch()  # busy, it outlives its broker
+        job = self.run_job(d, make_workspace(self.folder / "w", 1), "A")
+        eventually((logs / f"{job}.by").exists, 20, lambda: d.logs())
+        self.sshd.stop()
+        first = d.kill_all(check=False)
+        self.assertEqual(first.returncode, 3, first.stdout + first.stderr)
+        self.assertEqual([v["OCRCTL_HOST"] for _, v in processes(d.id).values()], ["far"])
+        status = d.ocrctl("status", "--state", str(d.state)).stdout
+        self.assertIn("agent: false: what was started there is in the ledger on it", status)
+        self.sshd.start()
+        self.assertIn("0 left", d.kill_all().stdout)
+        self.assert_nothing_left(d)
+
     def test_a_worker_that_dies_at_its_start_is_told_with_its_last_words(self):
         (self.bin / "ocrd-frail").write_text("#!/bin/sh\necho it looks for its models\necho it cannot import torch >&2\nexit 1\n")
         (self.bin / "ocrd-frail").chmod(0o755)

@@ -3,6 +3,7 @@
 #include "lib/base/ids.hpp"
 #include "lib/hostops/control_client.hpp"
 #include "lib/hostops/host_ops.hpp"
+#include "lib/hostops/start.hpp"
 #include "lib/ledger/ledger.hpp"
 #include "lib/ledger/lock.hpp"
 #include "lib/ledger/paths.hpp"
@@ -19,6 +20,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <thread>
 
 namespace ocrctl {
@@ -787,6 +789,32 @@ TEST_F(AgentTest, DialsTheServerReportsTakesOrdersAndComesBackWhenItWasAway) {
     EXPECT_TRUE(eventually([&] { return server.last().closing; }));
     EXPECT_TRUE(fs::exists(folder / "closing"));
     EXPECT_TRUE(book().closing);
+}
+
+TEST_F(AgentTest, AStartFromWhenTheHostHadNoAgentIsEndedAndWhatItStartedIsAdopted) {
+    desired.agent = false;
+    auto spec = shell("h1/g/shard-0/rep-0", "exec sleep 600", UnitKind::ForeignWorker);
+    spec.ready.kind = "exec";
+    spec.ready.argv = {"/bin/sh", "-c", "test -e " + (folder / "go").string()};
+    desired.units = {spec};
+    write_desired();
+    pid_t child = ::fork();
+    if (child == 0) {
+        (void)hostops::start(folder, 60s);
+        ::_exit(0);
+    }
+    ASSERT_TRUE(eventually([&] { return process::scan(desired.deployment).size() == 1; }));
+    auto worker = process::scan(desired.deployment).front().identity;
+    desired.agent = true;
+    write_desired();
+    start_agent();
+    ASSERT_TRUE(agent_listens());
+    int status = 0;
+    EXPECT_TRUE(eventually([&] { return ::waitpid(child, &status, WNOHANG) != 0; })) << "it has ended";
+    EXPECT_TRUE(reaches(spec.entry, UnitState::Starting));
+    std::ofstream(folder / "go").close();
+    EXPECT_TRUE(reaches(spec.entry, UnitState::Ready));
+    EXPECT_EQ(unit(spec.entry).pid, worker.pid);
 }
 
 TEST_F(AgentTest, ABrokenRequestEndsNeitherAgentNorSession) {
