@@ -28,7 +28,6 @@ class Raw:
     """A client that costs next to nothing: one connection, requests made beforehand."""
 
     def __init__(self, contender, transport):
-        self.host = b"localhost"
         if transport == "uds":
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.connect(contender.socket_path)
@@ -188,17 +187,14 @@ def ratio(theirs, ours):
 def main():
     numbers = [int(a) for a in sys.argv[1:] if not a.startswith("--")]
     pages, adds, searches = (numbers + [10000, 5000, 500][len(numbers):])[:3]
-    if "--caching" in sys.argv:
-        os.environ["OCRD_METS_CACHING"] = "true"
+    environment = {"OCRD_METS_CACHING": "true"} if "--caching" in sys.argv else {}
     print(f"{pages} pages, {adds} additions, {searches} searches; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
     with tempfile.TemporaryDirectory(prefix="mets-api-") as folder:
         contenders, times = [], {}
         try:
             contenders.append(vs_ocrd.Ours(folder, use_tcp_mets=False))
             if "--ours" not in sys.argv:
-                contenders.append(vs_ocrd.Ocrd(folder))
-                if "--caching" in sys.argv:
-                    contenders[-1].env["OCRD_METS_CACHING"] = "true"
+                contenders.append(vs_ocrd.Ocrd(folder, **environment))
             for c in contenders:
                 prepare(c, pages)
             for turn in range(ROUNDS):
@@ -209,7 +205,8 @@ def main():
                         print(f"{turn}: {c.name:6} {transport}: {adding * ROUNDS / adds * 1000:.3f} ms an addition; searches: "
                               + ", ".join(f"{k} {s * 4 * ROUNDS / searches * 1000:.3f} ms" for k, s in zip(("page", "list", "range", "regex"), finding)), flush=True)
             for c in contenders:
-                print(f"{c.name:6} saved {c.mets.stat().st_size if c.mets.exists() else 0} bytes before; save: {save(c):.3f} s", flush=True)
+                seconds = save(c)
+                print(f"{c.name:6} save of {c.mets.stat().st_size} bytes: {seconds:.3f} s", flush=True)
                 groups = support.groups_of(c.mets)
                 assert groups["ADD-tcp"] == groups["ADD-uds"] == adds // ROUNDS * ROUNDS, groups
             ours = contenders[0]

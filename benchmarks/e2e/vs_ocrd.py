@@ -70,8 +70,9 @@ class Contender:
 
 
 class Ocrd(Contender):
-    def __init__(self, folder):
+    def __init__(self, folder, **environment):
         super().__init__("ocrd", folder)
+        self.env.update(environment)
         self.port = free_port()
         (self.folder / "ps.yml").write_text(
             f"internal_callback_url: http://127.0.0.1:{self.port}\nuse_tcp_mets: true\n"
