@@ -154,7 +154,7 @@ Result<void> ProcessingServer::Parts::open_store() {
     }
     auto address = read_file(settings.mongo_file);
     if (!address) return fail(address.error().during("read the address of MongoDB"));
-    auto opened = store::open_mongo({.url = Secret(std::string(trim(*address))), .deployment = settings.name});
+    auto opened = store::open_mongo({.url = Secret(std::string(trim(*address))), .deployment = settings.name, .journal = settings.state / "store" / "journal"});
     if (!opened) return std::unexpected(opened.error());
     store = std::move(opened->store);
     documents = std::move(opened->documents);

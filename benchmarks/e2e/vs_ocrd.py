@@ -150,53 +150,56 @@ def workflow(contender, mets):
     return wall, submitted, busy / wall
 
 
+def with_both(folder, name, measure):
+    """Fresh ones for each part: what one leaves behind (queued Jobs, documents) is not to slow the next."""
+    place = pathlib.Path(folder) / name
+    place.mkdir()
+    contenders = []
+    try:
+        for kind in (Ocrd, Ours):
+            contenders.append(kind(place))
+        measure(contenders)
+    finally:
+        for c in contenders:
+            c.stop()
+
+
+def measure_submissions(contenders, rounds, seconds, measured):
+    for c in contenders:
+        c.workers.start("ocrd-dummy", 1)  # makes the queue
+        c.workers.stop()
+        c.mets = support.harness.make_workspace(c.folder / "submit", 1)
+        body = json.dumps({"path_to_mets": str(c.mets), "input_file_grps": ["OCR-D-IMG"], "output_file_grps": ["FIRST"], "page_id": "PHYS_0001"})
+        c.request("POST", "/processor/run/ocrd-dummy", body, {"Content-Type": "application/json"})
+    time.sleep(15)  # OCR-D's METS server listens only some seconds after that
+    for _ in range(rounds):
+        for c in contenders:
+            for connections in (1, 16):
+                rate, p50, p99 = submissions(c, c.mets, connections, seconds)
+                measured.setdefault((c.name, connections), []).append((rate, p50, p99))
+                print(f"{c.name:7} {connections:2} connections: {rate:8.0f}/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms", flush=True)
+
+
+def measure_workflows(contenders, rounds, measured):
+    for c in contenders:
+        c.workers.start("ocrd-dummy", WORKERS)
+    for turn in range(rounds + 1):
+        for c in contenders:
+            mets = support.harness.make_workspace(c.folder / f"w{turn}", PAGES)
+            wall, submitted, share = workflow(c, mets)
+            if turn:
+                measured.setdefault((c.name, "workflow"), []).append((wall, submitted, share))
+            print(f"{c.name:7} {PAGES} pages x {STEPS} steps: {wall:.2f} s ({submitted:.2f} s of it submitting), {wall * 1000 / PAGES / STEPS:.1f} ms a Job; "
+                  f"Workers at work {100 * share:.0f} %{'' if turn else ' (warm-up)'}", flush=True)
+
+
 def main():
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     seconds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
+    measured = {}
     with tempfile.TemporaryDirectory(prefix="vs-ocrd-") as folder:
-        contenders, measured = [], {}
-        try:
-            contenders = [Ocrd(folder), Ours(folder)]
-            for c in contenders:
-                c.workers.start("ocrd-dummy", 1)  # makes the queue
-                c.workers.stop()
-                c.mets = support.harness.make_workspace(c.folder / "submit", 1)
-                body = json.dumps({"path_to_mets": str(c.mets), "input_file_grps": ["OCR-D-IMG"], "output_file_grps": ["FIRST"], "page_id": "PHYS_0001"})
-                c.request("POST", "/processor/run/ocrd-dummy", body, {"Content-Type": "application/json"})
-            time.sleep(15)  # OCR-D's METS server listens only some seconds after that
-            for turn in range(rounds):
-                for c in contenders:
-                    for connections in (1, 16):
-                        rate, p50, p99 = submissions(c, c.mets, connections, seconds)
-                        measured.setdefault((c.name, connections), []).append((rate, p50, p99))
-                        print(f"{c.name:7} {connections:2} connections: {rate:8.0f}/s, p50 {p50:.2f} ms, p99 {p99:.2f} ms", flush=True)
-            for c in contenders:  # the waiting Jobs go: a fresh broker queue, a fresh set of Workers
-                connection, channel = c.rabbit.channel()
-                channel.queue_purge("ocrd-dummy")
-                connection.close()
-            if any(c.name == "ocrctl" for c in contenders):
-                ours = contenders[1]
-                ours.deployment.destroy()
-                ours.ferret.stop()
-                ours.ferret = FerretDb(ours.folder / "ferret2")
-                ours.workers.ferret = ours.ferret
-                ours.deployment = OcrdDeployment(ours.folder / "deployment2", ours.rabbit, ours.ferret)
-                ours.deployment.deploy(env=ours.env)
-                ours.port = ours.deployment.port
-            for c in contenders:
-                c.workers.all.clear()
-                c.workers.start("ocrd-dummy", WORKERS)
-            for turn in range(rounds + 1):
-                for c in contenders:
-                    mets = support.harness.make_workspace(c.folder / f"w{turn}", PAGES)
-                    wall, submitted, share = workflow(c, mets)
-                    if turn:
-                        measured.setdefault((c.name, "workflow"), []).append((wall, submitted, share))
-                    print(f"{c.name:7} {PAGES} pages x {STEPS} steps: {wall:.2f} s ({submitted:.2f} s of it submitting), {wall * 1000 / PAGES / STEPS:.1f} ms a Job; "
-                          f"Workers at work {100 * share:.0f} %{'' if turn else ' (warm-up)'}", flush=True)
-        finally:
-            for c in contenders:
-                c.stop()
+        with_both(folder, "s", lambda contenders: measure_submissions(contenders, rounds, seconds, measured))
+        with_both(folder, "w", lambda contenders: measure_workflows(contenders, rounds, measured))
     for connections in (1, 16):
         a, b = measured[("ocrctl", connections)], measured[("ocrd", connections)]
         ratios = [x[0] / y[0] for x, y in zip(a, b)]

@@ -48,6 +48,7 @@ std::vector<std::string_view> const& crash_points() {
         "host.after-identity",
         "host.after-ready",
         "server.after-accept",
+        "server.after-journal",
         "server.after-publish",
         "server.after-commit",
         "server.after-acknowledge",

@@ -1,9 +1,7 @@
 #include "lib/store/group_writer.hpp"
 
+#include "lib/async/callback.hpp"
 #include "lib/log/fields.hpp"
-
-#include <boost/asio/executor_work_guard.hpp>
-#include <boost/asio/post.hpp>
 
 namespace ocrctl::store {
 namespace {
@@ -27,17 +25,7 @@ void GroupWriter::close() {
 
 awaitable<Result<void>> GroupWriter::write(Batch batch) {
     if (batch.empty()) co_return Result<void>{};
-    auto executor = co_await asio::this_coro::executor;
-    auto start = [this, executor](auto handler, Batch changes) {
-        auto shared = std::make_shared<decltype(handler)>(std::move(handler));
-        enqueue(std::move(changes), [shared, executor, guard = asio::make_work_guard(executor)](Result<void> result) {
-            asio::post(executor, [shared, result = std::move(result)]() mutable {
-                auto call = std::move(*shared);
-                call(std::move(result));
-            });
-        });
-    };
-    co_return co_await asio::async_initiate<decltype(use_awaitable) const, void(Result<void>)>(std::move(start), use_awaitable, std::move(batch));
+    co_return co_await from_callback<Result<void>>([this, &batch](auto done) { enqueue(std::move(batch), std::move(done)); });
 }
 
 void GroupWriter::post(Batch batch) {
@@ -74,7 +62,8 @@ void GroupWriter::loop() {
             }
         }
         commit_(group);
-        for (auto& request : group) request.done(std::move(request.result));
+        for (auto& request : group)
+            if (request.done) request.done(std::move(request.result));
         group.clear();
     }
 }

@@ -14,7 +14,7 @@
 namespace ocrctl::store {
 
 /// Owned by a back end. write() and post() may be called on any thread; `commit` runs on the writer's own, and sets the
-/// result of each request. close() writes what waits and joins.
+/// result of each request, or takes its `done` to answer later. close() writes what waits and joins.
 class GroupWriter {
 public:
     struct Request {

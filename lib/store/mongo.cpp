@@ -2,6 +2,7 @@
 
 #include "lib/log/fields.hpp"
 #include "lib/log/log.hpp"
+#include "lib/store/journaled_store.hpp"
 #include "lib/store/mongo_store.hpp"
 
 #include <atomic>
@@ -36,6 +37,10 @@ Result<MongoStores> open_mongo(MongoOptions options) {
     if (!store) return fail(store.error().during("open the store"));
     auto documents = make_ocrd_documents(*connection);
     if (!documents) return fail(documents.error().during("open the store"));
+    if (!options.journal.empty()) {
+        store = open_journaled(std::move(*store), {.folder = options.journal});
+        if (!store) return fail(store.error().during("open the store"));
+    }
     return MongoStores{std::move(*store), std::move(*documents)};
 }
 

@@ -6,6 +6,7 @@
 #include "lib/store/store.hpp"
 
 #include <chrono>
+#include <filesystem>
 #include <memory>
 #include <string>
 
@@ -24,6 +25,7 @@ struct MongoOptions {
     Secret url;             // "mongodb://user:password@host:port/database"; no database: "ocrd", as OCR-D has it
     std::string deployment; // whose Store it is: a database that holds another deployment's is refused; empty: anybody's
     int readers = 2;        // threads, each with a client of its own
+    std::filesystem::path journal; // folder on this machine: writes are reported once they are in it; empty: once MongoDB has them
     std::chrono::milliseconds patience{5'000}; // how long a call looks for the server
 };
 

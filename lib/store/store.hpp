@@ -51,6 +51,7 @@ public:
     struct SetValue { std::string key, value; };
     using Change = std::variant<PutJob, UpdateJob, Workflow, PutScript, PutOutcome, DropOutcomes, PutCallback, DropCallback, SetValue>;
     std::vector<Change> const& changes() const noexcept { return changes_; }
+    void add_change(Change change) { changes_.push_back(std::move(change)); }
 
 private:
     std::vector<Change> changes_;

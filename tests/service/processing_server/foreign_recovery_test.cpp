@@ -115,7 +115,7 @@ TEST_P(ForeignCrashPoint, LosesNothingWhenKilledThere) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Points, ForeignCrashPoint,
-                         testing::Values("server.after-accept", "server.foreign-after-store",
+                         testing::Values("server.after-accept", "server.after-journal", "server.foreign-after-store",
                                          "server.foreign-after-mirror", "server.foreign-after-publish"),
                          [](auto const& info) {
                              std::string name = info.param;

@@ -7,7 +7,7 @@ namespace {
 class StoreConformance : public testing::TestWithParam<std::string> {
 protected:
     void SetUp() override {
-        if (GetParam() == "Mongo") {
+        if (GetParam() != "Sqlite") {
             OCRCTL_NEEDS_MONGO();
             url_ = mongo().url(mongo().fresh_database());
         }
@@ -19,7 +19,7 @@ protected:
     void reopen() {
         if (store_) store_->close();
         store_.reset();
-        auto opened = GetParam() == "Mongo" ? open_mongo_store(url_) : open_sqlite({.file = folder_.path() / "store" / "ocrctl.sqlite"});
+        auto opened = GetParam() != "Sqlite" ? open_mongo_store(url_, GetParam() == "JournaledMongo" ? folder_.path() / "journal" : "") : open_sqlite({.file = folder_.path() / "store" / "ocrctl.sqlite"});
         ASSERT_TRUE(opened) << opened.error().message();
         store_ = std::move(*opened);
     }
@@ -228,7 +228,7 @@ TEST_P(StoreConformance, WhatIsPostedIsThereAfterClosing) {
     EXPECT_EQ(run(io_, store_->value("generation")).value(), "7");
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, StoreConformance, testing::Values("Sqlite", "Mongo"), [](auto const& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Backends, StoreConformance, testing::Values("Sqlite", "Mongo", "JournaledMongo"), [](auto const& info) { return info.param; });
 
 } // namespace
 } // namespace ocrctl::store

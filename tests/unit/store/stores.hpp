@@ -35,8 +35,8 @@ inline test::MongoServer& mongo() {
 }
 
 /// The Store alone; short patience, as tests take servers away.
-inline Result<std::unique_ptr<Store>> open_mongo_store(std::string const& url) {
-    auto opened = open_mongo({.url = Secret(url), .patience = std::chrono::milliseconds(1500)});
+inline Result<std::unique_ptr<Store>> open_mongo_store(std::string const& url, std::filesystem::path const& journal = {}) {
+    auto opened = open_mongo({.url = Secret(url), .journal = journal, .patience = std::chrono::milliseconds(1500)});
     if (!opened) return std::unexpected(opened.error());
     return std::move(opened->store);
 }
