@@ -2,9 +2,9 @@
 
 #include "lib/base/files.hpp"
 #include "lib/base/ids.hpp"
+#include "lib/remote/session_impl.hpp"
 
 #include <libssh/callbacks.h>
-#include <libssh/libssh.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -20,18 +20,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-struct SshFree {
-    void operator()(ssh_session session) const noexcept {
-        ssh_disconnect(session);
-        ssh_free(session);
-    }
-    void operator()(ssh_channel channel) const noexcept { ssh_channel_free(channel); }
-    void operator()(ssh_key key) const noexcept { ssh_key_free(key); }
-    void operator()(ssh_event event) const noexcept { ssh_event_free(event); }
-};
-template <class T>
-using SshPtr = std::unique_ptr<std::remove_pointer_t<T>, SshFree>;
-
 // libssh's codes, translated here and nowhere else.
 ErrorKind kind_of(ssh_session session) {
     switch (ssh_get_error_code(session)) {
@@ -40,12 +28,6 @@ ErrorKind kind_of(ssh_session session) {
     case SSH_FATAL: return ErrorKind::Unavailable;
     default: return ErrorKind::Unavailable;
     }
-}
-
-std::string text_of(ssh_session session) {
-    std::string text = ssh_get_error(session);
-    while (!text.empty() && (text.back() == '.' || text.back() == '\n')) text.pop_back();
-    return text.empty() ? "no reason given" : text;
 }
 
 milliseconds left_until(Clock::time_point deadline) {
@@ -67,6 +49,7 @@ Result<SshPtr<ssh_session>> new_session(SshTarget const& target, char const* hos
         return fail(ErrorKind::Invalid, "{}: \"{}\" is not an address", target.name, target.address);
     if (!target.username.empty()) ssh_options_set(s, SSH_OPTIONS_USER, target.username.c_str());
     if (!target.known_hosts.empty()) ssh_options_set(s, SSH_OPTIONS_KNOWNHOSTS, target.known_hosts.c_str());
+    if (!target.agent_socket.empty()) ssh_options_set(s, SSH_OPTIONS_IDENTITY_AGENT, target.agent_socket.c_str());
     if (host_key_types) ssh_options_set(s, SSH_OPTIONS_HOSTKEYS, host_key_types);
     if (ssh_connect(s) != SSH_OK)
         return fail(ErrorKind::Unavailable, "{}: cannot be reached: {}", describe(target), text_of(s));
@@ -151,8 +134,14 @@ Result<void> with_key(ssh_session session, SshTarget const& target) {
 }
 
 Result<void> with_agent(ssh_session session, SshTarget const& target) {
-    if (!std::getenv("SSH_AUTH_SOCK"))
+    if (!target.agent_socket.empty()) {
+        if (::access(target.agent_socket.c_str(), R_OK | W_OK) != 0)
+            return fail(ErrorKind::Denied,
+                        "{}: the ssh-agent of {} has ended: run ocrctl deploy again from a session with an ssh-agent",
+                        describe(target), target.agent_socket.string());
+    } else if (!std::getenv("SSH_AUTH_SOCK")) {
         return fail(ErrorKind::Denied, "{}: no ssh-agent is running here (SSH_AUTH_SOCK is not set)", describe(target));
+    }
     if (ssh_userauth_agent(session, nullptr) == SSH_AUTH_SUCCESS) return {};
     return fail(ErrorKind::Denied, "{}: the host does not accept a key of the ssh-agent", describe(target));
 }
@@ -219,9 +208,17 @@ void on_exit_signal(ssh_session, ssh_channel, char const* signal, int, char cons
 
 } // namespace
 
+std::string text_of(ssh_session session) {
+    std::string text = ssh_get_error(session);
+    while (!text.empty() && (text.back() == '.' || text.back() == '\n')) text.pop_back();
+    return text.empty() ? "no reason given" : text;
+}
+
 std::string describe(SshTarget const& target) {
-    return fmt::format("{} ({}{}{}:{})", target.name.empty() ? target.address : target.name, target.username,
-                       target.username.empty() ? "" : "@", target.address, target.port);
+    bool brackets = target.address.find(':') != std::string::npos;
+    return fmt::format("{} ({}{}{}{}{}:{})", target.name.empty() ? target.address : target.name, target.username,
+                       target.username.empty() ? "" : "@", brackets ? "[" : "", target.address, brackets ? "]" : "",
+                       target.port);
 }
 
 std::string shell_quote(std::string_view word) {
@@ -237,82 +234,79 @@ std::string shell_quote(std::string_view word) {
     return quoted + "'";
 }
 
-struct SshSession::Impl {
-    SshTarget target;
-    SshPtr<ssh_session> session;
+Result<ExecResult> SshSession::Impl::run(std::string const& command, std::function<Result<std::string_view>()> next,
+                                         milliseconds limit) {
+    auto deadline = Clock::now() + limit;
+    auto* s = session.get();
+    auto broken = [&](std::string_view action) {
+        return fail(ErrorKind::Unavailable, "{}: {}: {}", describe(target), action, text_of(s));
+    };
+    SshPtr<ssh_channel> channel(ssh_channel_new(s));
+    if (!channel || ssh_channel_open_session(channel.get()) != SSH_OK) return broken("open a channel");
+    Running running;
+    ssh_channel_callbacks_struct callbacks{};
+    callbacks.userdata = &running;
+    callbacks.channel_data_function = on_data;
+    callbacks.channel_close_function = on_close;
+    callbacks.channel_exit_status_function = on_exit_status;
+    callbacks.channel_exit_signal_function = on_exit_signal;
+    ssh_callbacks_init(&callbacks);
+    if (ssh_set_channel_callbacks(channel.get(), &callbacks) != SSH_OK) return broken("watch a channel");
+    // Whatever happens, libssh must not call into this frame once it is gone.
+    struct Detach {
+        ssh_channel channel;
+        ssh_channel_callbacks callbacks;
+        ~Detach() { ssh_remove_channel_callbacks(channel, callbacks); }
+    } detach{channel.get(), &callbacks};
+    if (ssh_channel_request_exec(channel.get(), command.c_str()) != SSH_OK) return broken("start a command");
 
-    /// `next` gives the next piece of stdin, empty at its end.
-    Result<ExecResult> run(std::string const& command, std::function<Result<std::string_view>()> next, milliseconds limit) {
-        auto deadline = Clock::now() + limit;
-        auto* s = session.get();
-        auto broken = [&](std::string_view action) {
-            return fail(ErrorKind::Unavailable, "{}: {}: {}", describe(target), action, text_of(s));
-        };
-        SshPtr<ssh_channel> channel(ssh_channel_new(s));
-        if (!channel || ssh_channel_open_session(channel.get()) != SSH_OK) return broken("open a channel");
-        Running running;
-        ssh_channel_callbacks_struct callbacks{};
-        callbacks.userdata = &running;
-        callbacks.channel_data_function = on_data;
-        callbacks.channel_close_function = on_close;
-        callbacks.channel_exit_status_function = on_exit_status;
-        callbacks.channel_exit_signal_function = on_exit_signal;
-        ssh_callbacks_init(&callbacks);
-        if (ssh_set_channel_callbacks(channel.get(), &callbacks) != SSH_OK) return broken("watch a channel");
-        // Whatever happens, libssh must not call into this frame once it is gone.
-        struct Detach {
-            ssh_channel channel;
-            ssh_channel_callbacks callbacks;
-            ~Detach() { ssh_remove_channel_callbacks(channel, callbacks); }
-        } detach{channel.get(), &callbacks};
-        if (ssh_channel_request_exec(channel.get(), command.c_str()) != SSH_OK) return broken("start a command");
-
-        bool refused = false; // the command ended without reading all its stdin
-        while (!refused && !running.closed) {
-            auto piece = next();
-            if (!piece) return std::unexpected(piece.error());
-            if (piece->empty()) break;
-            std::string_view rest = *piece;
-            while (!rest.empty()) {
-                if (Clock::now() > deadline) return too_slow(command, limit);
-                if (running.closed || ssh_channel_is_closed(channel.get())) {
-                    refused = true;
-                    break;
-                }
-                int written = ssh_channel_write(channel.get(), rest.data(), static_cast<uint32_t>(std::min<std::size_t>(rest.size(), 128 * 1024)));
-                if (written < 0) {
-                    if (!ssh_is_connected(s)) return broken("send");
-                    refused = true;
-                    break;
-                }
-                rest.remove_prefix(static_cast<std::size_t>(written));
+    bool refused = false; // the command ended without reading all its stdin
+    while (!refused && !running.closed) {
+        auto piece = next();
+        if (!piece) return std::unexpected(piece.error());
+        if (piece->empty()) break;
+        std::string_view rest = *piece;
+        while (!rest.empty()) {
+            if (Clock::now() > deadline) return too_slow(command, limit);
+            if (running.closed || ssh_channel_is_closed(channel.get())) {
+                refused = true;
+                break;
             }
-        }
-        ssh_channel_send_eof(channel.get());
-
-        SshPtr<ssh_event> event(ssh_event_new());
-        if (!event || ssh_event_add_session(event.get(), s) != SSH_OK) return broken("wait for a command");
-        struct Leave {
-            ssh_event event;
-            ssh_session session;
-            ~Leave() { ssh_event_remove_session(event, session); }
-        } leave{event.get(), s};
-        while (!running.closed && !ssh_channel_is_closed(channel.get())) {
-            auto left = left_until(deadline);
-            if (left.count() == 0) return too_slow(command, limit);
-            int rc = ssh_event_dopoll(event.get(), static_cast<int>(std::min<long long>(left.count(), 1000)));
-            if (rc == SSH_ERROR || !ssh_is_connected(s)) {
-                if (running.closed) break;
-                return fail(ErrorKind::Unavailable, "{}: the connection was lost", describe(target));
+            int written = ssh_channel_write(channel.get(), rest.data(),
+                                            static_cast<uint32_t>(std::min<std::size_t>(rest.size(), 128 * 1024)));
+            if (written < 0) {
+                if (!ssh_is_connected(s)) return broken("send");
+                refused = true;
+                break;
             }
+            rest.remove_prefix(static_cast<std::size_t>(written));
         }
-        return std::move(running.result);
     }
+    ssh_channel_send_eof(channel.get());
 
-    std::unexpected<Error> too_slow(std::string const& command, milliseconds limit) {
-        return fail(ErrorKind::Timeout, "{}: no end after {} s: {}", describe(target), limit.count() / 1000.0, command.substr(0, 80));
+    SshPtr<ssh_event> event(ssh_event_new());
+    if (!event || ssh_event_add_session(event.get(), s) != SSH_OK) return broken("wait for a command");
+    struct Leave {
+        ssh_event event;
+        ssh_session session;
+        ~Leave() { ssh_event_remove_session(event, session); }
+    } leave{event.get(), s};
+    while (!running.closed && !ssh_channel_is_closed(channel.get())) {
+        auto left = left_until(deadline);
+        if (left.count() == 0) return too_slow(command, limit);
+        int rc = ssh_event_dopoll(event.get(), static_cast<int>(std::min<long long>(left.count(), 1000)));
+        if (rc == SSH_ERROR || !ssh_is_connected(s)) {
+            if (running.closed) break;
+            return fail(ErrorKind::Unavailable, "{}: the connection was lost", describe(target));
+        }
     }
-};
+    return std::move(running.result);
+}
+
+std::unexpected<Error> SshSession::Impl::too_slow(std::string const& command, milliseconds limit) const {
+    return fail(ErrorKind::Timeout, "{}: no end after {} s: {}", describe(target), limit.count() / 1000.0,
+                command.substr(0, 80));
+}
 
 SshSession::SshSession(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 SshSession::~SshSession() = default;

@@ -23,6 +23,7 @@ struct SshTarget {
     std::filesystem::path private_key; // "" = none
     Secret password;
     bool use_agent = false;
+    std::filesystem::path agent_socket; // of the ssh-agent; empty: $SSH_AUTH_SOCK
     std::string host_key;              // pinned, "SHA256:..."; empty: known_hosts decides
     std::filesystem::path known_hosts; // empty: ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts
     std::chrono::milliseconds timeout{10000}; // to connect, and for each answer that is due at once
@@ -59,6 +60,7 @@ public:
     SshTarget const& target() const noexcept;
 
 private:
+    friend class Forwards;
     struct Impl;
     explicit SshSession(std::unique_ptr<Impl> impl);
     std::unique_ptr<Impl> impl_;

@@ -113,7 +113,7 @@ std::string SshHost::missing() {
     return "";
 }
 
-SshHost::SshHost() {
+SshHost::SshHost(std::string const& more) {
     char pattern[] = "/tmp/ocrctl-ssh-XXXXXX";
     folder_ = mkdtemp(pattern);
     user_ = getpwuid(getuid())->pw_name;
@@ -131,10 +131,12 @@ SshHost::SshHost() {
     public_key >> type >> key;
     std::ofstream(known_hosts()) << "[127.0.0.1]:" << port_ << " " << type << " " << key << "\n";
     std::ofstream(empty_known_hosts()).flush();
-    std::ofstream(folder_ / "sshd_config") << "Port " << port_ << "\nListenAddress 127.0.0.1\nHostKey " << (folder_ / "host_key").string()
-                                           << "\nAuthorizedKeysFile " << (folder_ / "authorized_keys").string() << "\nPidFile " << (folder_ / "pid").string()
-                                           << "\nUsePAM no\nStrictModes no\nPermitRootLogin yes\nPasswordAuthentication yes\nMaxAuthTries 20\n"
-                                              "MaxStartups 100:30:200\nPrintMotd no\nPrintLastLog no\n";
+    std::ofstream(folder_ / "sshd_config")
+        << more << "Port " << port_ << "\nListenAddress 127.0.0.1\nHostKey " << (folder_ / "host_key").string()
+        << "\nAuthorizedKeysFile " << (folder_ / "authorized_keys").string() << "\nPidFile "
+        << (folder_ / "pid").string()
+        << "\nUsePAM no\nStrictModes no\nPermitRootLogin yes\nPasswordAuthentication yes\nMaxAuthTries 20\n"
+           "MaxStartups 100:30:200\nPrintMotd no\nPrintLastLog no\n";
     // A root-run sshd insists on its folder; Debian's boot makes it, a container has none.
     if (getuid() == 0) mkdir("/run/sshd", 0755);
     start();
@@ -153,14 +155,27 @@ void SshHost::start() {
     }
 }
 
-void SshHost::stop() {
-    if (pid_ < 0) return;
-    auto sessions = children_of(pid_);
-    for (pid_t session : std::vector<pid_t>(sessions)) {
-        // A session of another user has a second sshd below the privileged one; commands are left alone, as with a cut cable.
+namespace {
+
+/// The processes of a daemon that serve sessions. One of another user has a second sshd below the privileged one;
+/// commands are left alone, as with a cut cable.
+std::vector<pid_t> sessions_of(pid_t daemon) {
+    auto sessions = children_of(daemon);
+    for (pid_t session : std::vector<pid_t>(sessions))
         for (pid_t below : children_of(session))
             if (text_of("/proc/" + std::to_string(below) + "/comm") == "sshd\n") sessions.push_back(below);
-    }
+    return sessions;
+}
+
+} // namespace
+
+void SshHost::freeze(bool frozen) {
+    for (pid_t session : sessions_of(pid_)) kill(session, frozen ? SIGSTOP : SIGCONT);
+}
+
+void SshHost::stop() {
+    if (pid_ < 0) return;
+    auto sessions = sessions_of(pid_);
     kill(pid_, SIGKILL);
     for (pid_t session : sessions) kill(session, SIGKILL);
     while (waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {}

@@ -14,7 +14,8 @@ public:
     /// Why none can be started here, or "".
     static std::string missing();
 
-    SshHost();
+    /// `more`: further lines of sshd_config, before the usual ones (sshd takes the first of each).
+    explicit SshHost(std::string const& more = "");
     ~SshHost();
     SshHost(SshHost const&) = delete;
     SshHost& operator=(SshHost const&) = delete;
@@ -33,6 +34,8 @@ public:
     /// Ends sshd and cuts its sessions; start() brings it back on the same port.
     void stop();
     void start();
+    /// Stops (SIGSTOP) or resumes the processes that serve the sessions: the connection stands and nothing answers.
+    void freeze(bool frozen);
 
 private:
     std::filesystem::path folder_;
