@@ -66,7 +66,17 @@ bool has_connection(int session, std::string_view address) {
     return false;
 }
 
-awaitable<bool> connects(std::string address) {
+/// Waits for the other side to say something, or to end.
+awaitable<bool> hangs_up(asio::ip::tcp::socket& socket) {
+    char first = 0;
+    auto peek = asio::ip::tcp::socket::message_peek;
+    auto [ended, size] = co_await socket.async_receive(asio::buffer(&first, 1), peek, as_tuple);
+    co_return bool(ended);
+}
+
+/// Connects, and stays so for `hold`: what accepts for somebody else (a tunnel, a proxy) hangs up at once if that one
+/// is away.
+awaitable<bool> connects(std::string address, std::chrono::milliseconds hold = 0ms) {
     using asio::ip::tcp;
     auto executor = co_await asio::this_coro::executor;
     auto colon = address.rfind(':');
@@ -78,7 +88,9 @@ awaitable<bool> connects(std::string address) {
     if (problem) co_return false;
     tcp::socket socket(executor);
     auto [refused, endpoint] = co_await asio::async_connect(socket, endpoints, as_tuple);
-    co_return !refused;
+    if (refused || hold.count() == 0) co_return !refused;
+    auto ended = co_await within(hold, hangs_up(socket));
+    co_return !ended.value_or(false);
 }
 
 awaitable<bool> exits_well(std::vector<std::string> argv, std::map<std::string, std::string> env, std::string cwd) {
@@ -208,7 +220,7 @@ std::string exit_detail(process::ExitStatus const& status, LogEnd const& log) {
 
 awaitable<std::string> first_silent(std::vector<std::string> addresses) {
     for (auto const& address : addresses) {
-        auto done = co_await within(2s, connects(address));
+        auto done = co_await within(2s, connects(address, 300ms));
         if (!done.value_or(false)) co_return address;
     }
     co_return std::string();

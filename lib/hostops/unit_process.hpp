@@ -55,7 +55,7 @@ LogEnd log_end(std::filesystem::path const& log, std::uintmax_t from);
 /// What the report says about an exit: "ended with code 1: cannot open port".
 std::string exit_detail(process::ExitStatus const& status, LogEnd const& log);
 
-/// The first of these addresses that does not accept a connection, "" if all do.
+/// The first of these addresses that does not accept a connection and keep it for a moment, "" if all do.
 awaitable<std::string> first_silent(std::vector<std::string> addresses);
 
 /// One try whether the process of a unit answers as its Readiness wants (tcp, http, exec, connected).
