@@ -33,6 +33,7 @@ void add_logs(CLI::App& app, int& exit_code);
 void add_agent(CLI::App& app, int& exit_code);
 void add_host(CLI::App& app, int& exit_code);
 void add_worker(CLI::App& app, int& exit_code);
+void add_tunnel(CLI::App& app, int& exit_code);
 void add_serve(CLI::App& app, int& exit_code);
 
 /// A built-in Processor in OCR-D's command-line form: `ocrd-ocrctl-NAME -m mets.xml -I ... -O ...`.

@@ -33,6 +33,7 @@ void add_commands(CLI::App& app, int& exit_code) {
     ocrctl::add_agent(app, exit_code);
     ocrctl::add_host(app, exit_code);
     ocrctl::add_worker(app, exit_code);
+    ocrctl::add_tunnel(app, exit_code);
     auto* processor = app.add_subcommand("processor", "Runs a built-in Processor as an OCR-D command-line Processor");
     processor->footer("example: ocrctl processor ocrd-ocrctl-binarize -m mets.xml -I OCR-D-IMG -O OCR-D-BIN");
     processor->prefix_command();

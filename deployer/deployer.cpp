@@ -205,6 +205,42 @@ void in_parallel(std::vector<std::string> const& hosts, std::size_t bound, std::
         });
 }
 
+/// The ports of tunnels there: chosen once, and again where another program has taken one meanwhile. Host -> why there
+/// is no tunnel to it.
+std::map<std::string, Error> choose_tunnels(config::Deployment const& config, Facts& facts) {
+    auto here = facts.state.host(facts.deployment.local_host);
+    std::set<std::string> ready; // those need no look
+    if (auto client = ControlClient::connect(here))
+        if (auto answer = client->ask(Json{{"op", "status"}}))
+            if (auto report = json_to<HostReport>((*answer)["report"]);
+                report && report->deployment == facts.deployment.id)
+                for (auto const& unit : report->units)
+                    if (unit.kind == UnitKind::Tunnel && unit.state == UnitState::Ready) ready.insert(unit.entry);
+    std::map<std::string, TunnelSettings> tunnels;
+    std::map<std::string, config::Host const*> reached;
+    std::vector<std::string> hosts;
+    for (auto const& host : config.hosts) {
+        if (!is_tunnelled(host)) continue;
+        auto tunnel = tunnel_of(config, host, facts.state, facts.deployment);
+        bool chosen = std::ranges::all_of(tunnel.ports, [](auto const& item) { return item.port != 0; });
+        if (chosen && ready.contains(tunnel_entry(host.name))) continue;
+        hosts.push_back(host.name);
+        tunnels[host.name] = std::move(tunnel);
+        reached[host.name] = &host;
+    }
+    std::map<std::string, Error> problems;
+    std::mutex mutex;
+    in_parallel(hosts, static_cast<std::size_t>(std::max(1, config.parallel_hosts)), [&](std::string const& host) {
+        std::map<std::string, int> ports;
+        auto prepared = prepare_tunnel(*reached.at(host), tunnels.at(host), ready.contains(tunnel_entry(host)),
+                                       tunnel_memory(here, host), ports);
+        std::lock_guard lock(mutex);
+        if (!prepared) problems.emplace(host, prepared.error());
+        facts.deployment.hosts[host].tunnel = std::move(ports);
+    });
+    return problems;
+}
+
 /// A Host that left the config: everything of the deployment there is ended and cleared away.
 Result<void> retire(ledger::Ledger& ledger, std::string const& host, Json const& config, std::string const& deployment, std::chrono::seconds grace) {
     auto record = json_to<HostRecord>(config);
@@ -253,6 +289,11 @@ bool take_report(Wait& wait, std::string const& host, HostReport const& report, 
         workers += worker;
         if (services_only && worker) continue;
         auto found = std::ranges::find(report.units, unit.entry, &UnitReport::entry);
+        if (unit.kind == UnitKind::Tunnel) { // its own Host waits for it, no other
+            if (found != report.units.end() && found->state == UnitState::Ready && wait.told.insert(unit.entry).second)
+                wait.say(fmt::format("{}: ready ({})", unit.entry, seconds_since(wait.start)));
+            continue;
+        }
         if (found == report.units.end()) {
             all = false;
             continue;
@@ -310,6 +351,20 @@ void wait_for_local(Wait& wait, std::string const& host, bool services_only) {
     outcome.error = Error(ErrorKind::Timeout, fmt::format("{}: not ready after {}: {}", host, seconds_since(wait.start), last));
 }
 
+/// Host -> what is wrong with its tunnel, from the server's view.
+std::map<std::string, std::string> tunnel_problems(Json const& status) {
+    std::map<std::string, std::string> problems;
+    for (auto const& document : status.value("hosts", Json::array())) {
+        auto report = json_to<HostReport>(document);
+        if (!report) continue;
+        for (auto const& unit : report->units)
+            if (unit.kind == UnitKind::Tunnel && unit.state != UnitState::Ready)
+                problems[unit.entry.substr(tunnel_entry("").size())] =
+                    fmt::format("its tunnel is {}{}{}", wire(unit.state), unit.detail.empty() ? "" : ": ", unit.detail);
+    }
+    return problems;
+}
+
 /// Follows the server's view until all hosts are READY.
 void wait_for_all(Wait& wait) {
     auto open = [&] {
@@ -331,18 +386,18 @@ void wait_for_all(Wait& wait) {
         auto status = parse_json(answer->body);
         if (!status || !status->is_object()) continue;
         version = status->value("version", version);
+        auto tunnels = tunnel_problems(*status);
         for (auto const& document : status->value("hosts", Json::array())) {
             auto report = json_to<HostReport>(document);
             if (!report || !wait.hosts.contains(report->host) || wait.outcomes[report->host].error || wait.told.contains(report->host)) continue;
-            if (!document.value("connected", false)) {
-                last[report->host] = "its agent has not reported to the server";
-                continue;
-            }
+            if (!document.value("connected", false)) continue;
             (void)take_report(wait, report->host, *report, false);
             for (auto const& unit : report->units)
                 if (unit.state != UnitState::Ready)
                     last[report->host] = fmt::format("{} is {}{}{}", unit.entry, wire(unit.state), unit.detail.empty() ? "" : ": ", unit.detail);
         }
+        for (auto const& [host, problem] : tunnels)
+            if (!wait.told.contains(host)) last[host] = problem;
     }
     for (auto const& host : open())
         wait.outcomes[host].error = Error(ErrorKind::Timeout, fmt::format("{}: not ready after {}: {}", host, seconds_since(wait.start),
@@ -436,6 +491,8 @@ Result<DeployReport> deploy(DeployOptions const& options) {
         }
     }
     if (!problems.empty()) return refuse(Error(ErrorKind::Unavailable, join(problems, "\n")));
+    auto no_tunnel = choose_tunnels(config, facts);
+    plan = Plan::from(config, facts);
 
     if (fresh && fs::exists(paths.ledger())) {
         std::error_code error;
@@ -548,12 +605,15 @@ Result<DeployReport> deploy(DeployOptions const& options) {
     std::map<std::string, SetupResult> agentless; // Hosts that were set up, and have no agent
     for (auto const& host : plan.hosts) hosts.push_back(host.name);
     in_parallel(hosts, static_cast<std::size_t>(std::max(1, config.parallel_hosts)), [&](std::string const& host) {
-        auto result = setup_host(context, host);
+        auto result =
+            no_tunnel.contains(host) ? Result<SetupResult>(fail(no_tunnel.at(host))) : setup_host(context, host);
         std::lock_guard guard(mutex);
         auto& outcome = wait.outcomes[host];
         outcome.host = host;
-        if (!result) outcome.error = result.error();
-        else (result->plan.desired.agent ? wait.hosts : agentless).emplace(host, std::move(*result));
+        if (!result)
+            outcome.error = result.error();
+        else
+            (result->plan.desired.agent ? wait.hosts : agentless).emplace(host, std::move(*result));
     });
     for (auto const& [host, outcome] : wait.outcomes)
         if (outcome.error) say(fmt::format("{}", outcome.error->message()));
@@ -638,17 +698,13 @@ Result<PlanReport> plan(DeployOptions const& options, bool reach_hosts) {
         if (host.local) {
             problems = missing_on(*local_driver(name), host, "/proc/self/exe", prepared->config.models);
         } else {
-            HostRecord record;
-            record.connection = "ssh";
-            record.address = host.config->address;
-            record.port = host.config->port;
-            record.username = host.config->login.username;
-            record.private_key = host.config->login.private_key.string();
-            record.use_agent = host.config->login.use_agent;
-            record.host_key = host.config->host_key;
-            record.known_hosts = host.config->known_hosts.string();
-            remote::SshTarget target{name, record.address, record.port, record.username, record.private_key, host.config->login.password, record.use_agent, record.host_key, record.known_hosts};
-            auto driver = ssh_driver(std::move(target));
+            auto driver = ssh_driver(ssh_target(*host.config));
+            bool up = observed.contains(wanted.local_host) &&
+                      observed.at(wanted.local_host).running.contains(tunnel_entry(name));
+            std::map<std::string, int> ports; // deploy chooses those that count
+            auto tunnel =
+                driver && host.tunnel ? prepare_tunnel(*host.config, *host.tunnel, up, {}, ports) : Result<void>();
+            if (!tunnel) problems.push_back(tunnel.error().message());
             if (!driver) {
                 problems.push_back(driver.error().message());
             } else if (!host.programs.empty()) {

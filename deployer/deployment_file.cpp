@@ -7,7 +7,7 @@ namespace ocrctl::deployer {
 
 OCRCTL_JSON_FIELDS(ListenFact, address, port)
 OCRCTL_JSON_FIELDS(QueueFact, kind, address, port, dist_port, epmd_port)
-OCRCTL_JSON_FIELDS(HostFact, state, login)
+OCRCTL_JSON_FIELDS(HostFact, state, login, tunnel)
 OCRCTL_JSON_FIELDS(DeploymentFile, id, name, config, created, build, local_host, listen, server, queue, hosts)
 
 Result<DeploymentFile> load_deployment(ledger::StatePaths const& paths) {
@@ -20,6 +20,10 @@ Result<DeploymentFile> load_deployment(ledger::StatePaths const& paths) {
 
 Result<void> save_deployment(ledger::StatePaths const& paths, DeploymentFile const& deployment) {
     return write_file_atomically(paths.deployment(), Json(deployment).dump(2) + "\n");
+}
+
+std::string ssh_secret(std::string_view host) {
+    return "ssh-" + ledger::entry_file_name(host);
 }
 
 Result<std::string> secret(std::filesystem::path const& folder, std::string const& name, std::size_t bytes) {

@@ -29,6 +29,7 @@ struct HostFact {
     std::string state; // HOSTDIR there
     // PATH, OCRD_* and the like as a user who logs in there has them (here: whoever deployed first): what programs of others are started with.
     std::map<std::string, std::string> login;
+    std::map<std::string, int> tunnel; // what it reaches through its tunnel -> port on its loopback
 };
 
 struct DeploymentFile {
@@ -65,6 +66,9 @@ inline constexpr char kMongoUrl[] = "mongo-url";
 inline constexpr char kWorkerKey[] = "worker-key"; // what passwords of foreign Workers are made from
 /// The URL of a foreign Worker's own vhost: with the Worker's login on its Host, with the server's in STATE.
 std::string worker_amqp_name(std::string_view vhost);
+
+/// Name of the file with the password by which a Host is opened.
+std::string ssh_secret(std::string_view host);
 
 /// The secret's value; it is made (hex, `bytes` random bytes), written 0600 and flushed if it is not there yet.
 Result<std::string> secret(std::filesystem::path const& folder, std::string const& name, std::size_t bytes);

@@ -20,12 +20,13 @@ namespace fs = std::filesystem;
 using hostops::ControlClient;
 using remote::shell_quote;
 
-OCRCTL_JSON_FIELDS(HostRecord, connection, address, port, username, private_key, host_key, known_hosts, password_file, use_agent, state, binary)
+OCRCTL_JSON_FIELDS(HostRecord, connection, address, port, username, private_key, host_key, known_hosts, password_file,
+                   use_agent, state, binary, tunnel)
 
 std::string agent_entry(std::string_view host) { return fmt::format("agent/{}", host); }
 
-Result<std::unique_ptr<HostDriver>> driver_for(std::string const& host, HostRecord const& record, std::chrono::milliseconds timeout) {
-    if (record.connection == "local") return local_driver(host);
+Result<remote::SshTarget> target_of(std::string const& host, HostRecord const& record,
+                                    std::chrono::milliseconds timeout) {
     remote::SshTarget target;
     target.name = host;
     target.address = record.address;
@@ -41,7 +42,15 @@ Result<std::unique_ptr<HostDriver>> driver_for(std::string const& host, HostReco
         if (!password) return fail(password.error().during(host));
         target.password = Secret(*password);
     }
-    return ssh_driver(std::move(target));
+    return target;
+}
+
+Result<std::unique_ptr<HostDriver>> driver_for(std::string const& host, HostRecord const& record,
+                                               std::chrono::milliseconds timeout) {
+    if (record.connection == "local") return local_driver(host);
+    auto target = target_of(host, record, timeout);
+    if (!target) return std::unexpected(target.error());
+    return ssh_driver(std::move(*target));
 }
 
 Result<bool> alive_on(HostDriver& driver, process::Identity const& identity) {
@@ -79,8 +88,11 @@ HostRecord record_of(SetupContext& context, HostPlan const& plan) {
         record.use_agent = host.login.use_agent;
         record.host_key = host.host_key;
         record.known_hosts = host.known_hosts.string();
-        if (!host.login.password.empty()) record.password_file = (context.paths.secrets() / ("ssh-" + ledger::entry_file_name(plan.name))).string();
+        if (!host.login.password.empty())
+            record.password_file = (context.paths.secrets() / ssh_secret(plan.name)).string();
     }
+    if (plan.tunnel)
+        for (auto const& item : plan.tunnel->ports) record.tunnel[item.name] = item.port;
     record.state = plan.state;
     record.binary = plan.state.empty() ? "" : ledger::HostPaths{plan.state}.bin(context.facts->build).string();
     return record;
@@ -134,6 +146,21 @@ Result<void> write_host_secrets(SetupContext& context, HostDriver& driver, Plan 
         if (!written) return written;
     }
     return {};
+}
+
+/// What the tunnels of this machine read, before its agent starts them.
+Result<void> write_all_tunnels(SetupContext& context, Plan const& plan) {
+    std::vector<TunnelSettings> tunnels;
+    for (auto const& host : plan.hosts) {
+        if (!host.tunnel) continue;
+        if (!host.tunnel->password_file.empty()) {
+            auto written =
+                write_secret(context.paths.secrets(), ssh_secret(host.name), host.config->login.password.reveal());
+            if (!written) return written;
+        }
+        tunnels.push_back(*host.tunnel);
+    }
+    return write_tunnels(plan.host(plan.local_host)->state, std::move(tunnels));
 }
 
 /// Decides the generation and writes STATE/hosts/H/desired.json, which on this machine is the agent's own file.
@@ -360,6 +387,10 @@ Result<SetupResult> setup_host(SetupContext& context, std::string const& host) {
 
     auto secrets = write_host_secrets(context, **driver, plan, *wanted);
     if (!secrets) return during(secrets.error());
+    if (host == plan.local_host) {
+        auto tunnels = write_all_tunnels(context, plan);
+        if (!tunnels) return during(tunnels.error());
+    }
     auto desired = write_desired(context, *wanted);
     if (!desired) return during(desired.error());
     if (wanted->local) crash_point("deploy.after-desired");

@@ -25,9 +25,14 @@ struct HostRecord {
     bool use_agent = false;
     std::string state;                // HOSTDIR there
     std::string binary;               // ours there
+    std::map<std::string, int> tunnel; // what it reaches through its tunnel -> port on its loopback
 };
 void to_json(Json& json, HostRecord const& record);
 void from_json(Json const& json, HostRecord& record);
+
+/// How a Host over SSH is opened, with its password read.
+Result<remote::SshTarget> target_of(std::string const& host, HostRecord const& record,
+                                    std::chrono::milliseconds timeout = std::chrono::seconds(10));
 
 /// Connects (SSH) or not (this machine).
 Result<std::unique_ptr<HostDriver>> driver_for(std::string const& host, HostRecord const& record, std::chrono::milliseconds timeout = std::chrono::seconds(10));

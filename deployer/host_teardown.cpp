@@ -3,8 +3,10 @@
 #include "deployer/deployment_file.hpp"
 #include "lib/base/files.hpp"
 #include "lib/base/text.hpp"
+#include "lib/remote/tunnel.hpp"
 
 #include <algorithm>
+#include <poll.h>
 
 namespace ocrctl::deployer {
 
@@ -69,6 +71,28 @@ Result<hostops::ScanReport> HostTeardown::scan() {
     auto output = host_command({"scan", "--state", record_.state, "--deployment", deployment_, "--host", host_, "--json"}, seconds(30));
     if (!output) return std::unexpected(output.error());
     return json_to<hostops::ScanReport>(std::string_view(output->out));
+}
+
+Result<std::vector<std::string>> HostTeardown::close_tunnel(std::filesystem::path const& memory) {
+    std::vector<std::string> left;
+    if (driver_->local() || record_.tunnel.empty()) return left;
+    auto target = target_of(host_, record_);
+    if (!target) return std::unexpected(target.error());
+    auto session = remote::SshSession::connect(std::move(*target));
+    if (!session) return std::unexpected(session.error());
+    if (auto earlier = remote::remembered_server(memory))
+        if (auto ended = remote::end_server(*session, *earlier); !ended) return std::unexpected(ended.error());
+    auto deadline = std::chrono::steady_clock::now() + seconds(5);
+    for (;;) {
+        auto there = remote::listeners_on(*session);
+        if (!there) return std::unexpected(there.error());
+        left.clear();
+        for (auto const& [name, port] : record_.tunnel)
+            if (std::ranges::any_of(*there, [port](auto const& listener) { return listener.port == port; }))
+                left.push_back(fmt::format("{}: port {} of its tunnel ({}) is still open there", host_, port, name));
+        if (left.empty() || std::chrono::steady_clock::now() > deadline) return left;
+        ::poll(nullptr, 0, 20);
+    }
 }
 
 Result<std::vector<std::string>> HostTeardown::sweep(seconds grace) {

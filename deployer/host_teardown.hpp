@@ -5,6 +5,7 @@
 #include "lib/hostops/host_ops.hpp"
 
 #include <chrono>
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,6 +22,9 @@ public:
     Result<void> close();
     /// Ends the units of these kinds ("worker", ...); "agent" is the agent itself.
     Result<hostops::StopReport> stop(std::vector<std::string> const& kinds, std::chrono::seconds grace);
+    /// Waits until nobody listens on the ports of its tunnel, which is gone; an sshd that has not noticed it, `memory`
+    /// names it, is ended. Lines on ports that stay open.
+    Result<std::vector<std::string>> close_tunnel(std::filesystem::path const& memory);
     /// Ends whatever else carries the deployment's mark; lines on what could not be ended, and on sockets that are left.
     Result<std::vector<std::string>> sweep(std::chrono::seconds grace);
     /// Removes all but data, logs and ledger; with `purge` those, too.

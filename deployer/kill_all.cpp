@@ -1,8 +1,9 @@
 #include "deployer/kill_all.hpp"
 
 #include "deployer/deployment_file.hpp"
-#include "deployer/host_teardown.hpp"
 #include "deployer/host_setup.hpp"
+#include "deployer/host_teardown.hpp"
+#include "deployer/tunnel.hpp"
 #include "lib/base/files.hpp"
 #include "lib/base/text.hpp"
 #include "lib/ledger/ledger.hpp"
@@ -220,11 +221,20 @@ Result<KillAllReport> kill_all(KillAllOptions const& options) {
         if (stopped > 0) say(fmt::format("{}: {} stopped ({:.1f} s)", tier.what, stopped, std::chrono::duration<double>(Clock::now() - begin).count()));
     }
 
+    fs::path local_state;
+    for (auto const& target : targets)
+        if (target.record.connection == "local") local_state = target.record.state;
+    each(targets, [&](Target& target) {
+        auto open = target.ops->close_tunnel(tunnel_memory(local_state, target.name));
+        if (!open) return give_up(target, open.error());
+        target.left = *open;
+    });
+
     // What no ledger names but carries the mark is ended as well; then each Host is asked what is left.
     each(targets, [&](Target& target) {
         auto left = target.ops->sweep(options.grace);
         if (!left) return give_up(target, left.error());
-        target.left = *left;
+        target.left.insert(target.left.end(), left->begin(), left->end());
         if (!target.left.empty()) return;
         auto cleaned = target.ops->clean(options.purge);
         if (!cleaned) {

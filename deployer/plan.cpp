@@ -254,10 +254,6 @@ Plan Plan::from(config::Deployment const& config, Facts const& facts) {
         }
         entry.desired.server = plan.server;
         if (host && !entry.local) {
-            if (host->reach == config::Reach::Tunnel && !config::is_loopback(host->address))
-                plan.problems.push_back(fmt::format("hosts: {}: reach: tunnel is not supported by this version; set reach: direct, and listen.address and "
-                                                    "process_queue.address to an address of this machine that {} can reach",
-                                                    name, name));
             entry.desired.agent = host->agent;
             auto server = seen_from(*host, config.listen.address);
             if (server.empty() && host->reach == config::Reach::Direct)
@@ -269,8 +265,22 @@ Plan Plan::from(config::Deployment const& config, Facts const& facts) {
                                                     "address of this machine that {} uses",
                                                     name, queue.address, name));
             entry.desired.server = fmt::format("http://{}", config::host_port(server, config.listen.port));
+            if (is_tunnelled(*host)) {
+                entry.tunnel = tunnel_of(config, *host, facts.state, facts.deployment);
+                entry.amqp_host = "127.0.0.1";
+                entry.amqp_port = entry.tunnel->find("queue")->port;
+                entry.desired.server = fmt::format("http://127.0.0.1:{}", entry.tunnel->find("server")->port);
+                if (auto const* carried = entry.tunnel->find("database")) {
+                    entry.mongo_host = "127.0.0.1";
+                    entry.mongo_port = carried->port;
+                }
+            }
         }
         if (first) {
+            for (auto const& other : config.hosts)
+                if (is_tunnelled(other))
+                    entry.desired.units.push_back(
+                        tunnel_unit(tunnel_of(config, other, facts.state, facts.deployment), entry.state, facts.build));
             if (plan.rabbitmq) entry.desired.units.push_back(rabbitmq_unit(*plan.rabbitmq));
             UnitSpec server;
             server.entry = "server";
@@ -358,6 +368,17 @@ std::string detail(Plan const& plan, UnitSpec const& unit) {
     if (unit.kind == UnitKind::Server) return plan.server;
     if (unit.kind == UnitKind::Worker) return unit.assignment.value("processor", "");
     if (unit.kind == UnitKind::ForeignWorker) return unit.assignment.value("processor", "") + ", foreign";
+    if (unit.kind == UnitKind::Tunnel)
+        for (auto const& host : plan.hosts)
+            if (host.tunnel && tunnel_entry(host.name) == unit.entry) {
+                std::vector<std::string> ports;
+                for (auto const& item : host.tunnel->ports)
+                    ports.push_back(
+                        fmt::format("{} on {} there", item.name,
+                                    item.port ? fmt::format("port {}", item.port) : std::string("a free port")));
+                return fmt::format("ssh {}: {}", config::host_port(host.tunnel->address, host.tunnel->port),
+                                   join(ports, ", "));
+            }
     return "";
 }
 
@@ -377,7 +398,12 @@ std::vector<Change> changes(Plan const& plan, std::map<std::string, Observed> co
         Observed const none;
         Observed const& now = found == observed.end() ? none : found->second;
         if (!host.desired.agent && now.agent) result.push_back({host.name, Verb::Stop, "agent", "agent: false"});
-        if (host.desired.agent) result.push_back({host.name, now.agent ? Verb::Keep : Verb::Start, "agent", host.local ? "this machine" : host.config ? fmt::format("ssh {}:{}", host.config->address, host.config->port) : ""});
+        if (host.desired.agent)
+            result.push_back({host.name, now.agent ? Verb::Keep : Verb::Start, "agent",
+                              host.local ? "this machine"
+                              : host.config
+                                  ? fmt::format("ssh {}", config::host_port(host.config->address, host.config->port))
+                                  : ""});
         for (auto const& unit : host.desired.units) {
             Verb verb = Verb::Start;
             if (now.running.contains(unit.entry)) {

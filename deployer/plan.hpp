@@ -3,6 +3,7 @@
 
 #include "deployer/deployment_file.hpp"
 #include "deployer/rabbitmq.hpp"
+#include "deployer/tunnel.hpp"
 #include "lib/config/config.hpp"
 #include "lib/model/unit.hpp"
 
@@ -47,6 +48,7 @@ struct HostPlan {
     int amqp_port = 0;
     std::string mongo_host;               // MongoDB as seen from there; "" = none
     int mongo_port = 0;
+    std::optional<TunnelSettings> tunnel; // through which it reaches broker and server; nothing: directly
     DesiredState desired;                 // generation is not set
     std::vector<std::string> models;      // language models its Workers are loaded with
     bool runs_ocr = false;                // has a managed Worker of a built-in Processor other than dummy

@@ -275,6 +275,7 @@ Host read_host(Section const& host) {
     }
     c.known_hosts = host.path("known_hosts");
     c.reach = host.choice<Reach>("reach", {{"tunnel", Reach::Tunnel}, {"direct", Reach::Direct}}, c.reach);
+    c.reach_said = host.has("reach");
     c.agent = host.flag("agent", c.agent);
     if (c.connection == Connection::Local) {
         c.state = host.path("state").string();

@@ -78,6 +78,7 @@ struct Host {
     std::string host_key;             // "SHA256:..."; "" = known_hosts decides
     std::filesystem::path known_hosts; // "" = ~/.ssh/known_hosts and what `ocrctl trust` wrote
     Reach reach = Reach::Tunnel;      // ssh only
+    bool reach_said = false;          // by the file: a loopback address needs no tunnel unless it is said
     bool agent = true;                // false: (foreign) Workers are started straight over SSH, nobody looks after them
     std::string state;                // folder on that host that gets NAME/hosts/HOST; "" = its default
     std::map<std::string, std::string> path_map; // path on the server -> path on this host

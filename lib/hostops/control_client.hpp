@@ -22,6 +22,9 @@ public:
     /// Both; a reply with "ok": false is an error with its text and kind.
     Result<Json> ask(Json const& request, std::chrono::milliseconds limit = std::chrono::seconds(10));
 
+    /// To be polled; readable: receive() has something, or the agent has gone.
+    int descriptor() const noexcept { return fd_.get(); }
+
 private:
     explicit ControlClient(Fd fd) : fd_(std::move(fd)) {}
     Fd fd_;

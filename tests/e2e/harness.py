@@ -61,10 +61,58 @@ def processes(deployment=None, state=None):
     return found
 
 
-class SshHost:
-    """An sshd of our own on a loopback port, with its own keys; logs in the user who runs the tests."""
+class OtherNetwork:
+    """A network namespace with a cable to this one: what runs there reaches nothing that listens on our loopback."""
 
-    def __init__(self, folder, address="127.0.0.1", port=None, more=""):
+    def __init__(self):
+        n = int.from_bytes(os.urandom(2), "big")
+        self.here, self.there = (f"10.{200 + n % 50}.{n // 256}.{k}" for k in (1, 2))
+        self.cable = f"oc{n:x}"
+        self.process = subprocess.Popen(["unshare", "--net", "sh", "-c", "ip link set lo up && echo up && exec sleep infinity"],
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        try:
+            if self.process.stdout.readline() != "up\n":
+                raise OSError("no network namespace")
+            ip = lambda *words: subprocess.run(["ip", *words], check=True, capture_output=True)
+            ip("link", "add", self.cable, "type", "veth", "peer", "name", "far", "netns", str(self.process.pid))
+            ip("address", "add", f"{self.here}/30", "dev", self.cable)
+            ip("link", "set", self.cable, "up")
+            for words in (["ip", "address", "add", f"{self.there}/30", "dev", "far"], ["ip", "link", "set", "far", "up"]):
+                subprocess.run(self.inside(words), check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            self.stop()
+            raise
+
+    @staticmethod
+    def possible():
+        if os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("nsenter"):
+            return False
+        try:
+            OtherNetwork().stop()
+            return True
+        except (OSError, subprocess.CalledProcessError):
+            return False
+
+    def inside(self, argv):
+        return ["nsenter", f"--net=/proc/{self.process.pid}/ns/net", *argv]
+
+    def plug(self, connected):
+        subprocess.run(["ip", "link", "set", self.cable, "up" if connected else "down"], check=True)
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        subprocess.run(["ip", "link", "del", self.cable], stderr=subprocess.DEVNULL)
+
+
+class SshHost:
+    """An sshd of our own on a loopback port, or in another network, with its own keys; logs in the user who runs the tests."""
+
+    def __init__(self, folder, address="127.0.0.1", port=None, more="", network=None):
+        self.network = network
+        if network:
+            address = network.there
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.address, self.port = address, port or free_port()
@@ -86,7 +134,8 @@ class SshHost:
     def start(self):
         """Also again, after stop()."""
         self.log = open(self.folder / "sshd.log", "ab")
-        self.process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", str(self.folder / "sshd_config")],
+        argv = ["/usr/sbin/sshd", "-D", "-e", "-f", str(self.folder / "sshd_config")]
+        self.process = subprocess.Popen(self.network.inside(argv) if self.network else argv,
                                         stderr=self.log, stdin=subprocess.DEVNULL)
         eventually(self._answers, 10, lambda: (self.folder / "sshd.log").read_text())
 
@@ -102,6 +151,31 @@ class SshHost:
             self.process.terminate()
             self.process.wait(10)
         self.log.close()
+
+    def listening(self):
+        """{port: "127.0.0.1" or another address} of what listens where this sshd runs."""
+        tables = ""
+        for name in ("tcp", "tcp6"):
+            argv = ["cat", f"/proc/net/{name}"]
+            tables += subprocess.run(self.network.inside(argv) if self.network else argv, capture_output=True, text=True).stdout
+        found = {}
+        for fields in (line.split() for line in tables.splitlines()):
+            if len(fields) > 3 and fields[3] == "0A":
+                address, port = fields[1].split(":")
+                found[int(port, 16)] = "127.0.0.1" if address == "0100007F" else address
+        return found
+
+    def sessions(self):
+        """Processes of this sshd that serve a connection."""
+        found = []
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                stat = pathlib.Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if int(stat[1]) == self.process.pid and stat[0] != "Z":
+                found.append(int(entry))
+        return found
 
 
 class MongoServer:
@@ -277,11 +351,11 @@ def local_host(workers, name="here"):
     return text + "".join(f"      - {i}\n" for i in items)
 
 
-def ssh_host(ssh, name, workers, state):
+def ssh_host(ssh, name, workers, state, reach="direct"):
     import getpass
-    text = (f"  - name: {name}\n    connection: ssh\n    address: 127.0.0.1\n    port: {ssh.port}\n"
+    text = (f"  - name: {name}\n    connection: ssh\n    address: {ssh.address}\n    port: {ssh.port}\n"
             f"    username: {getpass.getuser()}\n    path_to_privkey: {ssh.key}\n    host_key: {ssh.fingerprint}\n"
-            f"    reach: direct\n    state: {state}\n    workers:\n")
+            f"    reach: {reach}\n    state: {state}\n    workers:\n")
     return text + "".join(f"      - {{name: {p}, number_of_instance: {n}}}\n" for p, n in workers.items())
 
 
@@ -341,8 +415,8 @@ class E2eTest(unittest.TestCase):
         self.addCleanup(made.destroy)
         return made
 
-    def ssh(self, name):
-        host = SshHost(self.folder / f"ssh-{name}")
+    def ssh(self, name, network=None, more=""):
+        host = SshHost(self.folder / f"ssh-{name}", more=more, network=network)
         self.addCleanup(host.stop)
         return host
 

@@ -290,11 +290,59 @@ TEST(PlanTest, AWildcardAddressSaysNothingToAnotherMachineAndIsRefusedWithTheKey
     EXPECT_NE(joined(plan.problems).find("set process_queue.address"), std::string::npos) << joined(plan.problems);
 }
 
-TEST(PlanTest, ATunnelIsRefusedOutLoud) {
+TEST(PlanTest, BrokerAndServerComeThroughATunnelThatTheDeployingMachineKeepsUp) {
     auto config = config_of(kTwo);
-    config.hosts[0].reach = config::Reach::Tunnel;
-    auto plan = Plan::from(config, facts_of(config));
-    EXPECT_NE(joined(plan.problems).find("reach: tunnel is not supported by this version; set reach: direct"), std::string::npos) << joined(plan.problems);
+    config.listen.address = "127.0.0.1";
+    config.process_queue.address = "127.0.0.1";
+    for (auto& host : config.hosts) host.reach = config::Reach::Tunnel;
+    auto facts = facts_of(config);
+    facts.deployment.queue.port = 5999;
+    facts.deployment.hosts["ocr1"].tunnel = {{"queue", 20001}, {"server", 20002}};
+    auto plan = Plan::from(config, facts);
+    EXPECT_EQ(joined(plan.problems).find("reach"), std::string::npos) << joined(plan.problems);
+    auto const* far = plan.host("ocr1");
+    ASSERT_TRUE(far && far->tunnel);
+    EXPECT_EQ(far->amqp_host, "127.0.0.1");
+    EXPECT_EQ(far->amqp_port, 20001);
+    EXPECT_EQ(far->desired.server, "http://127.0.0.1:20002");
+    EXPECT_EQ(far->tunnel->find("queue")->target_port, 5999);
+    EXPECT_EQ(far->tunnel->find("server")->target_port, config.listen.port);
+    EXPECT_EQ(far->tunnel->find("database"), nullptr); // nobody there asks it
+    auto const& units = plan.host(plan.local_host)->desired.units;
+    auto unit = std::ranges::find(units, std::string("tunnel/ocr1"), &UnitSpec::entry);
+    ASSERT_NE(unit, units.end());
+    EXPECT_EQ(unit->kind, UnitKind::Tunnel);
+    // Another port is another tunnel.
+    auto before = unit->env.at("OCRCTL_SETTINGS");
+    facts.deployment.hosts["ocr1"].tunnel["queue"] = 20003;
+    auto changed = Plan::from(config, facts);
+    auto const& after = changed.host(changed.local_host)->desired.units;
+    EXPECT_NE(std::ranges::find(after, std::string("tunnel/ocr1"), &UnitSpec::entry)->env.at("OCRCTL_SETTINGS"),
+              before);
+}
+
+TEST(PlanTest, ALoopbackAddressIsTunnelledOnlyWhereThatIsSaid) {
+    config::Host host;
+    host.connection = config::Connection::Ssh;
+    host.address = "127.0.0.1";
+    EXPECT_FALSE(is_tunnelled(host));
+    host.reach_said = true;
+    EXPECT_TRUE(is_tunnelled(host));
+    host.reach = config::Reach::Direct;
+    EXPECT_FALSE(is_tunnelled(host));
+}
+
+TEST(PlanTest, PortsOfATunnelStayUnlessSomebodyElseHasTakenThem) {
+    TunnelSettings tunnel;
+    tunnel.ports = {{"queue", 20001, "127.0.0.1", 5672}, {"server", 0, "127.0.0.1", 8080}};
+    std::map<std::string, int> ports;
+    choose_tunnel_ports(tunnel, {}, ports);
+    EXPECT_EQ(ports["queue"], 20001);
+    EXPECT_GE(ports["server"], 20000);
+    EXPECT_NE(ports["server"], 20001);
+    choose_tunnel_ports(tunnel, {20001}, ports);
+    EXPECT_NE(ports["queue"], 20001);
+    EXPECT_GE(ports["queue"], 20000);
 }
 
 TEST(PlanTest, EverythingIsStartedWhereNothingRuns) {
