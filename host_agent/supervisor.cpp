@@ -101,7 +101,17 @@ HostReport Supervisor::report() const {
 
 // ------------------------------------------------------------------------------------------- one unit's life
 
+namespace {
+
+/// Until the unit is to end or to be started in another way.
+awaitable<void> not_wanted(AgentState& agent, UnitPtr unit) {
+    while (!unit->unwanted()) co_await agent.changed();
+}
+
+} // namespace
+
 awaitable<void> Supervisor::supervise(UnitPtr unit) {
+    using namespace asio::experimental::awaitable_operators;
     for (;;) {
         if (agent_.quitting) co_return;
         if (unit->running) {
@@ -175,7 +185,9 @@ awaitable<void> Supervisor::supervise(UnitPtr unit) {
             continue;
         }
         if (!unit->spec.needs_tcp.empty() && !std::exchange(unit->served, false)) {
-            auto silent = co_await hostops::first_silent(unit->spec.needs_tcp);
+            auto asked = co_await (hostops::first_silent(unit->spec.needs_tcp) || not_wanted(agent_, unit));
+            if (asked.index() == 1) continue;
+            auto silent = std::get<0>(asked);
             unit->served = silent.empty();
             if (unit->served) continue; // much may have changed meanwhile
             set_state(*unit, UnitState::Waiting, fmt::format("waits for {}", silent));
