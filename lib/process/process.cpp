@@ -187,9 +187,32 @@ bool alive(Identity const& identity) {
     return now && *now == identity;
 }
 
+namespace {
+
+// In the middle of an exec a process has its new memory, and no environment in it yet.
+bool in_exec(int pid) {
+    constexpr int kEnvEnd = 51; // in /proc/PID/stat; also 0 for threads of the kernel, which have no program
+    auto stat = read_proc(fmt::format("/proc/{}/stat", pid).c_str());
+    auto after = stat.rfind(") ");
+    if (after == std::string::npos) return false;
+    auto fields = split(trim(std::string_view(stat).substr(after + 2)), ' ');
+    constexpr std::size_t kAt = kEnvEnd - 3;
+    char program;
+    return fields.size() > kAt && fields[kAt] == "0" && ::readlink(fmt::format("/proc/{}/exe", pid).c_str(), &program, 1) > 0;
+}
+
+} // namespace
+
 Marks marks_of(int pid) {
     Marks marks;
-    auto text = read_proc(fmt::format("/proc/{}/environ", pid).c_str());
+    auto const file = fmt::format("/proc/{}/environ", pid);
+    auto text = read_proc(file.c_str());
+    // Also between the opening and the reading of that file an exec takes the old memory away: so once more at least.
+    for (int tries = 0, settled = 0; text.empty() && tries < 100 && settled < 3; ++tries) {
+        if (in_exec(pid)) ::poll(nullptr, 0, 1);
+        else ++settled;
+        text = read_proc(file.c_str());
+    }
     for (std::string_view rest = text; !rest.empty();) {
         auto end = rest.find('\0');
         auto item = rest.substr(0, end);

@@ -263,11 +263,15 @@ TEST_F(StartTest, ASecondCallEndsTheFirstAndTakesOverWhatItStarted) {
     auto first = begin(60s);
     ASSERT_TRUE(eventually([&] { return running().size() == 1; }));
     auto pid = running().begin()->second;
+    auto second = begin(60s);
+    ASSERT_TRUE(process::wait_for(first.pidfd.get(), 10s));
+    EXPECT_TRUE(read_file(folder / "start.out")->empty()) << "the first was ended before it could report";
     std::ofstream(folder / "go").close();
-    auto second = start();
-    EXPECT_EQ(second.units[0].state, UnitState::Ready);
-    EXPECT_EQ(second.units[0].pid, pid);
-    EXPECT_TRUE(process::wait_for(first.pidfd.get(), 5s));
+    ASSERT_TRUE(process::wait_for(second.pidfd.get(), 10s));
+    auto report = json_to<HostReport>(std::string_view(*read_file(folder / "start.out")));
+    ASSERT_TRUE(report && report->units.size() == 1u);
+    EXPECT_EQ(report->units[0].state, UnitState::Ready);
+    EXPECT_EQ(report->units[0].pid, pid);
 }
 
 TEST_F(StartTest, ClosingEndsAStartThatIsAtWork) {
@@ -278,7 +282,8 @@ TEST_F(StartTest, ClosingEndsAStartThatIsAtWork) {
     auto stopped = hostops::stop(folder, *hostops::parse_kinds("all"), 1s);
     ASSERT_TRUE(stopped.has_value());
     EXPECT_TRUE(stopped->left.empty());
-    EXPECT_TRUE(process::wait_for(first.pidfd.get(), 0ms)) << "it has ended before stop() returns";
+    EXPECT_TRUE(process::scan(desired.deployment).empty()) << "nothing is started after stop()";
+    EXPECT_TRUE(process::wait_for(first.pidfd.get(), 5s)) << "it goes away by itself";
     EXPECT_TRUE(process::scan(desired.deployment).empty());
 }
 

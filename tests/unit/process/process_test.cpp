@@ -207,7 +207,10 @@ TEST(Stop, FindsByMarksWhatLeftTheSessionAndWhatHasNoIdentity) {
     auto deployment = "test-" + random_hex(6);
     auto child = shell("setsid sleep 61 & exec sleep 62", {{kDeploymentMark, deployment}, {kEntryMark, "e1"}, {kHostMark, "h1"}});
     auto other = shell("exec sleep 63", {{kDeploymentMark, deployment}, {kEntryMark, "e2"}, {kHostMark, "h1"}});
-    ASSERT_TRUE(eventually([&] { return scan(deployment).size() == 3; }));
+    ASSERT_TRUE(eventually([&] {
+        auto found = scan(deployment);
+        return found.size() == 3 && std::ranges::all_of(found, [](auto const& one) { return one.command == "sleep"; });
+    }));
     EXPECT_EQ(scan(deployment, "h2").size(), 0U);
     StopTarget target;
     target.marks = {deployment, "h1", "e1"};
@@ -220,6 +223,19 @@ TEST(Stop, FindsByMarksWhatLeftTheSessionAndWhatHasNoIdentity) {
     (void)stop_processes(std::vector{other.identity}, 1s);
     (void)wait_for(child.pidfd.get(), 5s);
     (void)wait_for(other.pidfd.get(), 5s);
+    EXPECT_TRUE(scan(deployment).empty());
+}
+
+TEST(Scan, SeesAProcessThatIsBecomingAnotherProgram) {
+    auto deployment = "test-" + random_hex(6);
+    std::string const again = "exec /bin/sh -c \"$AGAIN\"";
+    auto child = shell(again, {{"AGAIN", again}, {kDeploymentMark, deployment}, {kEntryMark, "e"}});
+    int seen = 0;
+    for (int i = 0; i < 2000; ++i) seen += marks_of(child.identity.pid).deployment == deployment;
+    EXPECT_EQ(seen, 2000);
+    EXPECT_EQ(scan(deployment).size(), 1u);
+    (void)signal_one(child.identity, SIGKILL);
+    EXPECT_TRUE(wait_for(child.pidfd.get(), 5s));
     EXPECT_TRUE(scan(deployment).empty());
 }
 
