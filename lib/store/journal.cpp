@@ -14,7 +14,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::uint64_t kSegment = 8 << 20; // bytes; a bigger Batch has a bigger one to itself
+constexpr std::uint64_t kSegment = 4 << 20; // bytes; a bigger Batch has a bigger one to itself
+constexpr int kReady = 2;                    // segments made at the start: filling one takes a while on a busy disk
 constexpr std::string_view kSuffix = ".journal";
 
 std::uint32_t crc_of(std::string_view text) {
@@ -123,6 +124,13 @@ Result<Journal> Journal::open(fs::path folder) {
     std::ranges::sort(journal.segments_, {}, &Segment::last);
     std::ranges::sort(journal.recovered_, {}, &Record::number);
     std::erase_if(journal.recovered_, [&](Record const& record) { return record.number <= journal.done_; });
+    std::erase_if(journal.segments_, [&](Segment const& segment) {
+        if (segment.last > journal.done_) return false;
+        ::unlink(segment.file.c_str());
+        return true;
+    });
+    for (int i = 0; i < kReady; ++i)
+        if (auto made = journal.make_segment(); !made) return fail(ErrorKind::Unavailable, "{}", made.error().during("open the journal").message());
     return journal;
 }
 
@@ -159,8 +167,17 @@ Result<Journal::Segment*> Journal::current(std::size_t bytes) {
             writing_ = true;
             return &segments_.back();
         }
-    Segment segment{folder_ / fmt::format("{:016}{}", next_, kSuffix), {}, 0, 0};
-    segment.fd = Fd(::open(segment.file.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+    if (auto made = make_segment(); !made) return std::unexpected(made.error());
+    writing_ = true;
+    return &segments_.back();
+}
+
+Result<void> Journal::make_segment() {
+    Segment segment;
+    do { // never the file of an earlier run, which goes when that is applied
+        segment.file = folder_ / fmt::format("{:016}-{}{}", next_, made_++, kSuffix);
+        segment.fd = Fd(::open(segment.file.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+    } while (!segment.fd && errno == EEXIST);
     if (!segment.fd) return fail(errno_error(errno, "open " + segment.file.native()));
     std::string const zeros(1 << 20, '\0');
     for (std::uint64_t at = 0; at < kSegment; at += zeros.size())
@@ -169,16 +186,9 @@ Result<Journal::Segment*> Journal::current(std::size_t bytes) {
             return fail(filled.error().during("fill " + segment.file.native()));
         }
     if (::fsync(segment.fd.get()) != 0) return fail(errno_error(errno, "flush " + segment.file.native()));
-    if (auto flushed = flush_folder(folder_); !flushed) return std::unexpected(flushed.error());
-    // Those of an earlier run have no descriptor: they go once they are applied.
-    std::erase_if(segments_, [&](Segment const& s) {
-        if (s.fd || s.last > done_) return false;
-        ::unlink(s.file.c_str());
-        return true;
-    });
+    if (auto flushed = flush_folder(folder_); !flushed) return flushed;
     segments_.push_back(std::move(segment));
-    writing_ = true;
-    return &segments_.back();
+    return {};
 }
 
 Result<void> Journal::append(std::uint64_t first, std::span<std::string const> texts, std::uint64_t done) {
@@ -204,6 +214,11 @@ Result<void> Journal::append(std::uint64_t first, std::span<std::string const> t
     to.end += block.size();
     to.last = number - 1;
     next_ = number;
+    // Those of an earlier run go once they are applied.
+    while (!segments_.front().fd && segments_.front().last <= done_) {
+        ::unlink(segments_.front().file.c_str());
+        segments_.pop_front();
+    }
     return {};
 }
 

@@ -54,10 +54,12 @@ private:
     explicit Journal(std::filesystem::path folder) : folder_(std::move(folder)) {}
     Result<void> read(std::filesystem::path const& file);
     Result<Segment*> current(std::size_t bytes);
+    Result<void> make_segment();
 
     std::filesystem::path folder_;
-    std::deque<Segment> segments_; // oldest first; the last one is written to, unless it is of an earlier run
-    bool writing_ = false;         // the last one is of this run
+    std::deque<Segment> segments_; // those of an earlier run have no descriptor; the last one is written to
+    bool writing_ = false;         // the last one is written to
+    int made_ = 0;                 // segments in this run
     std::uint64_t next_ = 1, done_ = 0;
     std::vector<Record> recovered_;
 };
