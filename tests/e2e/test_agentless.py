@@ -91,7 +91,7 @@ class Agentless(test_foreign.Played):
         self.assertEqual([line.split()[:4] for line in missing.stdout.splitlines() if line.startswith("far")], [["far", "start", "worker", entry]])
         again = d.deploy(env=self.path).stdout
         self.assertIn("far: 2 workers ready, without agent", again)
-        units = eventually(lambda: self.all_ready(d, 2), 10, lambda: d.status())
+        units = eventually(lambda: (u := self.all_ready(d, 2)) and u[entry]["pid"] != victim and u, 10, lambda: d.status())
         self.assertEqual(units[there[other]]["pid"], other)
         self.assertNotIn(units[entry]["pid"], (0, victim))
         self.assertIn("ended while nobody watched it", units[entry]["last_exit"])
@@ -122,7 +122,7 @@ class Agentless(test_foreign.Played):
         self.assertIn("1 of 2 Workers consume its queue", shown["detail"])
         self.assertEqual(d.wait_job(self.run_job(d, mets, "B"))["state"], "SUCCESS")
         d.deploy(env=self.path)
-        again = eventually(lambda: self.all_ready(d, 2), 15, lambda: d.status())
+        again = eventually(lambda: (u := self.all_ready(d, 2)) and u[entry]["pid"] != victim and u, 15, lambda: d.status())
         self.assertEqual({e for e in again if again[e]["pid"] != units[e]["pid"]}, {entry})
         self.assertIn("0 left", d.kill_all().stdout)
         self.assert_nothing_left(d)
