@@ -289,10 +289,15 @@ awaitable<void> Dispatcher::publish(std::shared_ptr<Workspace> workspace, std::v
     }
 }
 
-awaitable<bool> Dispatcher::knows(std::string processor) {
+bool Dispatcher::knows_already(std::string const& processor) const {
     if (auto configured = settings_.processors.find(processor); configured != settings_.processors.end())
-        co_return configured->second.kind == "managed";
-    if (discovered_.contains(processor)) co_return true;
+        return configured->second.kind == "managed";
+    return discovered_.contains(processor);
+}
+
+awaitable<bool> Dispatcher::knows(std::string processor) {
+    if (knows_already(processor)) co_return true;
+    if (settings_.processors.contains(processor)) co_return false;
     if (!publisher_ || !publisher_->connected()) co_return false;
     auto ask = [queue = work_queue(settings_.name, processor)](queue::Session& session) -> Result<void> {
         auto count = session.count(queue);

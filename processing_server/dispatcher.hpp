@@ -23,6 +23,8 @@ public:
 
     /// Is there anybody, now or by configuration, who runs this Processor? Asks the broker about those that are not configured.
     awaitable<bool> knows(std::string processor);
+    /// The same without asking: true only if it is known.
+    bool knows_already(std::string const& processor) const;
     std::vector<std::string> processors() const;
 
     /// Slots READY now, by Processor, from the agents' reports.

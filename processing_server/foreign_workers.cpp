@@ -199,6 +199,12 @@ std::vector<std::string> ForeignWorkers::configured() const {
     return {names.begin(), names.end()};
 }
 
+bool ForeignWorkers::knows_already(std::string const& processor) const {
+    if (auto found = settings_.processors.find(processor); found != settings_.processors.end()) return found->second.kind == "foreign";
+    auto seen = queues_.find(processor);
+    return seen != queues_.end() && Clock::now() - seen->second < kQueueKnown;
+}
+
 awaitable<bool> ForeignWorkers::knows(std::string processor) {
     auto known = co_await processors({processor});
     co_return std::ranges::binary_search(known, processor);

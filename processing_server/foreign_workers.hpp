@@ -39,6 +39,8 @@ public:
 
     /// A configured group runs it, or its queue is on the common vhost.
     awaitable<bool> knows(std::string processor);
+    /// The same without asking: true only if it is known, or was a moment ago.
+    bool knows_already(std::string const& processor) const;
     /// Those of `candidates` that knows() knows, and the configured ones.
     awaitable<std::vector<std::string>> processors(std::vector<std::string> candidates);
     std::vector<std::string> configured() const;

@@ -217,6 +217,8 @@ awaitable<std::vector<std::string>> JobService::processors() {
 }
 
 awaitable<JobService::Runs> JobService::who_runs(std::string processor) {
+    // What is known already, of either kind, costs the broker no question.
+    if (foreign_ != nullptr && !dispatcher_.knows_already(processor) && foreign_->knows_already(processor)) co_return Runs::Foreign;
     auto managed = co_await dispatcher_.knows(processor);
     if (managed) co_return Runs::Managed;
     auto foreign = foreign_ != nullptr && co_await foreign_->knows(std::move(processor));
