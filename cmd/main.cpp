@@ -9,12 +9,18 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fmt/format.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 namespace {
 
 using namespace ocrctl;
 
 constexpr int kUsage = 2, kBug = 70;
+
+// libmongoc's initialiser, which runs before main in every command, makes a file for its counters in /dev/shm. A process that is
+// killed would leave it there, and the next one of that pid would complain; nobody reads it by its name.
+void remove_counters_file() { (void)::shm_unlink(fmt::format("/mongoc-{}", ::getpid()).c_str()); }
 
 void add_commands(CLI::App& app, int& exit_code) {
     ocrctl::add_deploy(app, exit_code);
@@ -109,6 +115,7 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
     try {
+        remove_counters_file();
         return run(argc, argv);
     } catch (std::exception const& problem) {
         fmt::print(stderr, "ocrctl: internal error, please report it: {}\n", problem.what());

@@ -25,6 +25,35 @@ namespace {
 
 constexpr std::size_t kSweptJobs = 10'000; // newest Jobs whose workspaces are looked through at start
 
+/// In the given order, but each Job after those it depends on: the order in which the Store met them need not tell, and the book
+/// takes a dependency that it does not know for one that has gone wrong.
+void put_dependencies_first(std::vector<Job>& jobs) {
+    std::map<JobId, std::size_t> place;
+    for (std::size_t i = 0; i < jobs.size(); ++i) place[jobs[i].id] = i;
+    std::vector<std::size_t> unmet(jobs.size());
+    std::vector<std::vector<std::size_t>> waiting(jobs.size());
+    std::set<std::size_t> ready;
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+        for (auto const& id : jobs[i].depends_on)
+            if (auto found = place.find(id); found != place.end() && found->second != i) {
+                waiting[found->second].push_back(i);
+                ++unmet[i];
+            }
+        if (unmet[i] == 0) ready.insert(i);
+    }
+    std::vector<Job> ordered;
+    while (!ready.empty()) {
+        auto const i = *ready.begin();
+        ready.erase(ready.begin());
+        ordered.push_back(std::move(jobs[i]));
+        for (auto next : waiting[i])
+            if (--unmet[next] == 0) ready.insert(next);
+    }
+    for (std::size_t i = 0; i < jobs.size(); ++i) // in a circle, which no submission makes
+        if (unmet[i] > 0) ordered.push_back(std::move(jobs[i]));
+    jobs = std::move(ordered);
+}
+
 // The staging folders of Jobs, then that of the workspace if it is empty. Blocks.
 void remove_staging_of(std::filesystem::path const& workspace, std::vector<std::string> const& jobs) {
     for (auto const& job : jobs) remove_tree(workspace / ".ocrctl" / job);
@@ -216,6 +245,7 @@ awaitable<Result<void>> ProcessingServer::Parts::recover() {
         if (!found) co_return std::unexpected(found.error());
         for (auto const& job : *found) ended[job.id] = job.state;
     }
+    put_dependencies_first(*open);
     std::vector<Ending> cancelled;
     for (auto& job : *open) {
         auto id = job.id;

@@ -93,10 +93,15 @@ Result<void> write_at(int fd, std::string_view text, std::uint64_t at) {
 
 } // namespace
 
-std::string text_of(Batch const& batch) {
-    Json changes = Json::array();
-    for (auto const& change : batch.changes()) changes.push_back(std::visit(ToJson{}, change));
-    return dump(changes);
+std::string text_of(Batch const& batch, std::size_t* biggest) {
+    std::string text = "[";
+    for (auto const& change : batch.changes()) {
+        auto one = dump(std::visit(ToJson{}, change));
+        if (biggest != nullptr) *biggest = std::max(*biggest, one.size());
+        if (text.size() > 1) text += ',';
+        text += one;
+    }
+    return text + "]";
 }
 
 Result<Batch> batch_of(std::string_view text) {
@@ -185,8 +190,11 @@ Result<void> Journal::make_segment() {
             ::unlink(segment.file.c_str());
             return fail(filled.error().during("fill " + segment.file.native()));
         }
-    if (::fsync(segment.fd.get()) != 0) return fail(errno_error(errno, "flush " + segment.file.native()));
-    if (auto flushed = flush_folder(folder_); !flushed) return flushed;
+    auto flushed = ::fsync(segment.fd.get()) == 0 ? flush_folder(folder_) : Result<void>(fail(errno_error(errno, "flush " + segment.file.native())));
+    if (!flushed) {
+        ::unlink(segment.file.c_str());
+        return flushed;
+    }
     segments_.push_back(std::move(segment));
     return {};
 }
@@ -206,7 +214,9 @@ Result<void> Journal::append(std::uint64_t first, std::span<std::string const> t
     auto written = write_at(to.fd.get(), block, to.end);
     if (written && ::fdatasync(to.fd.get()) != 0) written = fail(errno_error(errno, "flush"));
     if (!written) {
-        // Nobody may find it later: a zero ends what is read of the segment.
+        // Nobody may find it later: a zero ends what is read of the segment, and its numbers are not used again, so that what is
+        // left of it counts as older than what overwrites its start.
+        next_ = number;
         (void)write_at(to.fd.get(), std::string_view("\0", 1), to.end);
         (void)::fdatasync(to.fd.get());
         return fail(ErrorKind::Unavailable, "{}", written.error().during("write the journal " + to.file.native()).message());

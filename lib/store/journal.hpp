@@ -11,8 +11,8 @@
 
 namespace ocrctl::store {
 
-/// A Batch as one line of JSON, and back. Invalid: not one of ours.
-std::string text_of(Batch const& batch);
+/// A Batch as one line of JSON, and back. Invalid: not one of ours. `biggest`: bytes of its biggest change.
+std::string text_of(Batch const& batch, std::size_t* biggest = nullptr);
 Result<Batch> batch_of(std::string_view text);
 
 /// Not thread-safe; blocks.

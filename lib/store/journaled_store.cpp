@@ -26,14 +26,11 @@ using Done = std::move_only_function<void(Result<void>)>;
 constexpr std::size_t kWave = 2'000;  // changes given to the back end together
 constexpr auto kGather = 20ms;         // until a wave is sent, unless somebody waits: a database takes few big commands much cheaper than many small ones
 constexpr auto kRetry = 250ms;        // while it is away
-constexpr std::size_t kTooBig = 8 << 20; // bytes of a line: a document of the back end may end at 16 MiB, which it must say itself
+constexpr int kInternalTries = 40;       // of what the back end says it failed at by itself: then it is refused, so that nothing waits behind it for ever
+constexpr std::size_t kTooBig = 12 << 20; // bytes of a change: a document in MongoDB ends at 16 MiB
 
-/// The back end may not be there: the same again later. Anything else is an answer.
-bool is_away(Result<void> const& result) {
-    if (result) return false;
-    auto kind = result.error().kind();
-    return kind == ErrorKind::Unavailable || kind == ErrorKind::Timeout || kind == ErrorKind::Denied;
-}
+/// Not an answer about what was written: the same again later. Databases say Internal for whatever went wrong with them.
+bool is_away(Result<void> const& result) { return !result && result.error().kind() != ErrorKind::Conflict && result.error().kind() != ErrorKind::Invalid; }
 
 /// A script that must be new may be refused: whoever adds it waits for that.
 bool needs_answer(Batch const& batch) {
@@ -45,14 +42,17 @@ bool needs_answer(Batch const& batch) {
 
 class JournaledStore final : public Store {
 public:
-    JournaledStore(std::unique_ptr<Store> behind, Journal journal, JournalOptions options)
+    struct Waiting {
+        std::uint64_t number; // in the journal; what only waits for an answer has that of the one before it
+        Batch batch;
+        std::size_t bytes; // of its line
+        Done done;         // of who waits for the back end's answer
+    };
+
+    JournaledStore(std::unique_ptr<Store> behind, Journal journal, std::vector<Waiting> recovered, JournalOptions options)
         : behind_(std::move(behind)), options_(std::move(options)), journal_(std::move(journal)),
           writer_([this](std::vector<GroupWriter::Request>& group) { keep(group); }) {
-        for (auto& record : journal_.take_recovered()) {
-            auto batch = batch_of(record.text);
-            if (batch) add(Waiting{record.number, std::move(*batch), record.text.size(), {}});
-            else refused(record.text, batch.error());
-        }
+        for (auto& waiting : recovered) add(std::move(waiting));
         taken_ = journal_.next_number() - 1;
         if (waiting_.empty()) applied_ = taken_;
         else log_.info("journal.recovered", kv(field::kCount, waiting_.size()));
@@ -75,7 +75,7 @@ public:
     }
 
     awaitable<Result<void>> write(Batch batch) override {
-        if (auto room = co_await until([this] { return bytes_ < options_.limit; }); !room) co_return room;
+        if (auto room = co_await until([this] { return bytes_ < options_.limit; }, &waiting_for_room_); !room) co_return room;
         co_return co_await writer_.write(std::move(batch));
     }
     void post(Batch batch) override {
@@ -102,12 +102,6 @@ public:
     awaitable<Result<std::optional<std::string>>> value(std::string key) override { return read<std::optional<std::string>>([key](Store& s) { return s.value(key); }); }
 
 private:
-    struct Waiting {
-        std::uint64_t number; // in the journal; what only waits for an answer has that of the one before it
-        Batch batch;
-        std::size_t bytes; // of its line
-        Done done;         // of who waits for the back end's answer
-    };
     struct Waiter {
         std::function<bool()> reached; // called with the lock held
         Done done;
@@ -125,14 +119,15 @@ private:
         co_return co_await ask(*behind_);
     }
 
-    /// Unavailable while the back end is away.
-    awaitable<Result<void>> until(std::function<bool()> reached) {
+    /// Unavailable while the back end is away. `turn` counts those who wait for the same: nobody overtakes them.
+    awaitable<Result<void>> until(std::function<bool()> reached, std::size_t* turn = nullptr) {
         {
             std::lock_guard lock(mutex_);
-            if (reached()) co_return Result<void>{};
+            if ((turn == nullptr || *turn == 0) && reached()) co_return Result<void>{};
+            if (turn != nullptr) ++*turn;
         }
-        co_return co_await from_callback<Result<void>>([this, &reached](Done done) {
-            Result<void> result;
+        auto result = co_await from_callback<Result<void>>([this, &reached](Done done) {
+            Result<void> now;
             {
                 std::lock_guard lock(mutex_);
                 if (!reached()) {
@@ -141,11 +136,16 @@ private:
                         wake_.notify_all();
                         return;
                     }
-                    result = fail(*away_);
+                    now = fail(*away_);
                 }
             }
-            done(std::move(result));
+            done(std::move(now));
         });
+        if (turn != nullptr) {
+            std::lock_guard lock(mutex_);
+            --*turn;
+        }
+        co_return result;
     }
 
     // On the writer's thread: into the journal, then to the applier.
@@ -154,15 +154,19 @@ private:
         std::vector<GroupWriter::Request*> kept;
         for (auto& request : group) {
             if (needs_answer(request.batch)) continue;
-            auto text = text_of(request.batch);
-            if (text.size() > kTooBig) continue;
+            std::size_t biggest = 0;
+            auto text = text_of(request.batch, &biggest);
+            if (biggest > kTooBig) {
+                request.result = fail(ErrorKind::Invalid, "write to the store: {} bytes in one document are too much (it takes {})", biggest, kTooBig);
+                continue;
+            }
             texts.push_back(std::move(text));
             kept.push_back(&request);
         }
         std::uint64_t first, done;
         {
             std::lock_guard lock(mutex_);
-            first = taken_ + 1;
+            first = std::max(taken_ + 1, journal_.next_number());
             done = applied_;
         }
         journal_.release(done);
@@ -173,7 +177,9 @@ private:
         {
             std::lock_guard lock(mutex_);
             std::size_t n = 0;
+            if (appended && !texts.empty()) taken_ = first - 1;
             for (auto& request : group) {
+                if (!request.result) continue;
                 bool const in_journal = n < kept.size() && kept[n] == &request;
                 auto const bytes = in_journal ? texts[n++].size() : 0;
                 if (in_journal && !appended) request.result = appended;
@@ -193,6 +199,7 @@ private:
     // The applier's thread.
     void apply() {
         asio::io_context io;
+        int tries = 0; // of the same front
         for (;;) {
             std::vector<Waiting> wave;
             {
@@ -207,7 +214,13 @@ private:
                     waiting_.pop_front();
                 }
             }
-            auto const sent = send(io, wave);
+            auto sent = send(io, wave);
+            tries = sent.applied == 0 && sent.away && sent.away->kind() == ErrorKind::Internal ? tries + 1 : 0;
+            if (tries >= kInternalTries) {
+                answer(wave.front(), fail(*sent.away));
+                sent.applied = 1;
+                tries = 0;
+            }
             std::unique_lock lock(mutex_);
             for (std::size_t i = 0; i < sent.applied; ++i) bytes_ -= wave[i].bytes;
             if (sent.applied > 0) applied_ = std::max(applied_, wave[sent.applied - 1].number);
@@ -218,15 +231,19 @@ private:
             }
             // From the first that failed on, all again: they are made in their order, whatever became of the later ones.
             away_ = *sent.away;
-            for (std::size_t i = wave.size(); i > sent.applied; --i) waiting_.push_front(std::move(wave[i - 1]));
+            // Who waits for an answer hears that nobody gives one, unless it was given: then it is found out again.
             std::vector<Done> unanswered;
             std::deque<Waiting> rest;
+            for (std::size_t i = sent.applied; i < wave.size(); ++i)
+                if (wave[i].done && is_away(sent.results[i])) unanswered.push_back(std::move(wave[i].done));
+                else rest.push_back(std::move(wave[i]));
             for (auto& waiting : waiting_)
                 if (waiting.done) unanswered.push_back(std::move(waiting.done));
                 else rest.push_back(std::move(waiting));
             waiting_ = std::move(rest);
             auto problem = *away_;
             wake_waiters(lock, std::move(unanswered), problem);
+            if (waiting_.empty()) away_.reset(); // nothing is left to find out by that it is back
             if (closing_) return;
             wake_.wait_for(lock, kRetry, [this] { return closing_; });
         }
@@ -235,6 +252,7 @@ private:
     struct Sent {
         std::size_t applied = 0;    // of the wave, from its start
         std::optional<Error> away;  // of the next one
+        std::vector<Result<void>> results;
     };
     Sent send(asio::io_context& io, std::vector<Waiting>& wave) {
         std::vector<Result<void>> results(wave.size());
@@ -253,10 +271,14 @@ private:
                 sent.away = result.error();
                 break;
             }
-            if (waiting.done) waiting.done(std::move(result));
-            else if (!result) refused(text_of(waiting.batch), result.error());
+            answer(waiting, result);
         }
+        sent.results = std::move(results);
         return sent;
+    }
+    void answer(Waiting& waiting, Result<void> const& result) {
+        if (waiting.done) waiting.done(result);
+        else if (!result) refused(text_of(waiting.batch), result.error());
     }
 
     // Calls them without the lock. Those who wait hear what is; with a problem, that nobody can be served.
@@ -278,7 +300,7 @@ private:
         log_.error("write.refused", kv(field::kError, error.message()), kv(field::kPath, (options_.folder / "refused.jsonl").native()));
         Fd file(::open((options_.folder / "refused.jsonl").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
         auto line = text + "\n";
-        if (!file || ::write(file.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size()))
+        if (!file || ::write(file.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size()) || ::fdatasync(file.get()) != 0)
             log_.error("write.lost", kv(field::kError, errno_error(errno, "write refused.jsonl").message()));
     }
 
@@ -294,6 +316,7 @@ private:
     std::uint64_t taken_ = 0, applied_ = 0;
     std::optional<Error> away_;      // the back end's, since it is away
     std::vector<Waiter> waiters_;
+    std::size_t waiting_for_room_ = 0;
     bool closing_ = false;
 
     bool closed_ = false;            // the owner's thread's
@@ -306,7 +329,15 @@ private:
 Result<std::unique_ptr<Store>> open_journaled(std::unique_ptr<Store> behind, JournalOptions options) {
     auto journal = Journal::open(options.folder);
     if (!journal) return std::unexpected(journal.error());
-    return std::make_unique<JournaledStore>(std::move(behind), std::move(*journal), std::move(options));
+    std::vector<JournaledStore::Waiting> recovered;
+    for (auto& record : journal->take_recovered()) {
+        auto batch = batch_of(record.text);
+        if (!batch)
+            return fail(ErrorKind::Invalid, "the journal in {} was written by another version of ocrctl, or is damaged ({}): start that version, or move the folder away and lose what is only there",
+                        options.folder.native(), batch.error().message());
+        recovered.push_back({record.number, std::move(*batch), record.text.size(), {}});
+    }
+    return std::make_unique<JournaledStore>(std::move(behind), std::move(*journal), std::move(recovered), std::move(options));
 }
 
 } // namespace ocrctl::store

@@ -366,10 +366,13 @@ private:
         return on_thread(pool_, std::move(job));
     }
 
+    /// Not the fault of this request: the same again later.
+    static std::unexpected<Error> unavailable(Error const& error) { return fail(ErrorKind::Unavailable, "{}", error.during("write to the store").message()); }
+
     // What is the same type goes into one command, as long as each batch's changes and each document's keep their order.
     void commit(std::vector<Request>& group) {
         if (auto cleared = remove_doubtful(); !cleared) {
-            for (auto& request : group) request.result = fail(cleared.error().during("write to the store"));
+            for (auto& request : group) request.result = unavailable(cleared.error());
             return went_wrong(cleared.error());
         }
         struct Pending {
@@ -404,7 +407,7 @@ private:
         }
         if (trouble)
             for (auto& one : pending)
-                if (one.request->result) one.request->result = fail(trouble->during("write to the store"));
+                if (one.request->result) one.request->result = unavailable(*trouble);
         for (auto const& request : group)
             if (!request.result) doubt(request);
         seqs_.clear();

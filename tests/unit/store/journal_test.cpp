@@ -3,8 +3,10 @@
 #include "lib/store/journaled_store.hpp"
 #include "tests/unit/store/stores.hpp"
 
+#include <csignal>
 #include <fcntl.h>
 #include <fstream>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -139,6 +141,44 @@ TEST(Journal, UsesSegmentsAgainAndNeverReadsWhatWasInThem) {
     }
     EXPECT_EQ(recovered(folder.path()), (std::vector<std::uint64_t>{last + 6, last + 12}));
     EXPECT_LE(bytes_there(), std::size_t(32) << 20);
+}
+
+TEST(JournaledStore, SaysWhatItCannotReadInsteadOfLosingIt) {
+    TempFolder folder;
+    {
+        auto journal = Journal::open(folder.path() / "journal").value();
+        std::vector<std::string> lines{text_with("a"), "[[\"of-a-later-version\"]]"};
+        ASSERT_TRUE(journal.append(1, lines, 0));
+    }
+    auto behind = open_sqlite({.file = folder.path() / "s.sqlite"});
+    ASSERT_TRUE(behind);
+    auto opened = open_journaled(std::move(*behind), {.folder = folder.path() / "journal"});
+    ASSERT_FALSE(opened);
+    EXPECT_EQ(opened.error().kind(), ErrorKind::Invalid);
+    EXPECT_NE(opened.error().message().find("another version of ocrctl"), std::string::npos) << opened.error().message();
+    EXPECT_EQ(recovered(folder.path() / "journal").size(), 2u);
+}
+
+TEST(Journal, NumbersOfAFailedGroupAreNotUsedAgain) {
+    TempFolder folder;
+    {
+        auto journal = Journal::open(folder.path()).value();
+        std::vector<std::string> lost{text_with("a"), text_with("b")}, kept{text_with("c")};
+        rlimit before{};
+        ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+        auto ignored = std::signal(SIGXFSZ, SIG_IGN);
+        rlimit none = before;
+        none.rlim_cur = 1;
+        ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &none), 0);
+        auto failed = journal.append(journal.next_number(), lost, 0);
+        ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+        std::signal(SIGXFSZ, ignored);
+        ASSERT_FALSE(failed);
+        EXPECT_EQ(failed.error().kind(), ErrorKind::Unavailable);
+        EXPECT_EQ(journal.next_number(), 3u);
+        ASSERT_TRUE(journal.append(journal.next_number(), kept, 0));
+    }
+    EXPECT_EQ(recovered(folder.path()), std::vector<std::uint64_t>{3});
 }
 
 class JournaledMongo : public testing::Test {
