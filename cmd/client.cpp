@@ -26,6 +26,9 @@ void add_where(CLI::App& command, Where& where, bool server) {
 
 Result<ledger::DeploymentInfo> find_deployment(Where const& where, bool ended) {
     if (!where.state.empty() || !where.name.empty()) {
+        if (where.state.empty())
+            for (auto& one : ledger::find_deployments(false))
+                if (one.name == where.name) return std::move(one);
         auto folder = ledger::state_folder(where.name, where.state);
         if (!folder) return std::unexpected(folder.error());
         auto found = ledger::read_deployment(*folder);

@@ -26,7 +26,11 @@ constexpr int kLeft = 3;
 /// The folder that is meant: the one named, or the only live deployment. Nothing: none is live.
 Result<std::optional<std::filesystem::path>> state_of(Options const& options) {
     if (!options.state.empty()) return std::filesystem::path(options.state);
-    if (!options.name.empty()) return ledger::state_folder(options.name);
+    if (!options.name.empty()) {
+        for (auto const& one : ledger::find_deployments())
+            if (one.name == options.name) return one.state;
+        return ledger::state_folder(options.name);
+    }
     if (auto root = ledger::default_state_root(); !root) return std::unexpected(root.error());
     auto live = ledger::find_deployments();
     if (live.empty()) { // as the ledgers say; the processes may say otherwise

@@ -145,7 +145,7 @@ int logs(LogOptions const& options) {
             for (auto const& [host, config] : central ? central->hosts : std::map<std::string, Json>())
                 if (options.entry.starts_with(host + "/") && config.is_object() && config.value("connection", "") == "ssh")
                     elsewhere = fmt::format("; {} is another machine: its logs are in {}/logs there", host, config.value("state", "its state folder"));
-            return complain("logs", Error(ErrorKind::NotFound, fmt::format("there is no log of {} on this machine{}{}", options.entry, elsewhere,
+            return complain("logs", Error(ErrorKind::NotFound, fmt::format("there is no log of {} on this machine (of a Job: ocrctl job log ID){}{}", options.entry, elsewhere,
                                                                           names.empty() ? "" : "; there are: " + join(names, ", "))));
         }
     }

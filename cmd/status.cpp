@@ -132,6 +132,7 @@ void print_status(Json const& status) {
         if (!jobs.empty()) fmt::print("Jobs: {}\n", join(jobs, ", "));
         if (status.value("intake", "open") == "closed") fmt::print("the intake is closed: no new Jobs are taken\n");
         if (auto broker = status.value("broker", Json::object()); broker.contains("problem")) fmt::print("broker: {}\n", broker.value("problem", ""));
+        if (auto database = status.value("database", Json::object()); database.contains("problem")) fmt::print("database: {}\n", database.value("problem", ""));
         for (auto const& problem : status.value("problems", Json::array())) fmt::print("workspace {}: {}\n", problem.value("workspace", ""), problem.value("problem", ""));
     } else {
         fmt::print("{}: {}; from its ledgers in {}\n", status.value("name", ""),

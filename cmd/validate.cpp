@@ -35,7 +35,7 @@ Json summary_json(config::Deployment const& deployment) {
 }
 
 std::string service_text(config::Service const& service, int port) {
-    if (service.kind == config::ServiceKind::Unset) return "native if installed, else docker";
+    if (service.kind == config::ServiceKind::Unset) return "native";
     if (service.kind == config::ServiceKind::External) return fmt::format("external at {}", config::host_port(service.address, port));
     return std::string(wire(service.kind));
 }

@@ -257,10 +257,12 @@ Answer<JobService::Place> JobService::locate(std::string const& path_to_mets) {
     };
     if (!allowed(absolute)) return forbidden();
     auto folder = canonical_path(absolute.parent_path());
-    if (!folder) return refuse(404, fmt::format("no METS file at {}", path_to_mets));
+    auto nowhere = [&] {
+        return refuse(404, fmt::format("no METS file at {}{}", path_to_mets, path_to_mets.starts_with('/') ? "" : ": the server takes relative paths from its own folder, give an absolute one"));
+    };
+    if (!folder) return nowhere();
     if (!allowed(*folder / "x")) return forbidden();
-    if (!std::filesystem::is_regular_file(*folder / absolute.filename(), problem))
-        return refuse(404, fmt::format("no METS file at {}", path_to_mets));
+    if (!std::filesystem::is_regular_file(*folder / absolute.filename(), problem)) return nowhere();
     Place place{folder->native(), absolute.filename().native(), now};
     places_[path_to_mets] = place;
     return place;
@@ -496,7 +498,11 @@ awaitable<Answer<Workflow>> JobService::run(WorkflowRequest request) {
         if (runs == Runs::Nobody && std::ranges::find(unknown, task.processor) == unknown.end())
             unknown.push_back(task.processor);
     }
-    if (!unknown.empty()) co_return refuse(406, fmt::format("no Worker of this deployment runs {}", join(unknown, ", ")));
+    if (!unknown.empty()) {
+        auto twice = std::ranges::any_of(unknown, [](auto const& name) { return name.starts_with("ocrd-ocrd-"); });
+        co_return refuse(406, fmt::format("no Worker of this deployment runs {}{}; there are: {}", join(unknown, ", "),
+                                          twice ? " (in a workflow names go without \"ocrd-\")" : "", join(co_await processors(), ", ")));
+    }
     if (!looked->selector.empty()) co_return refuse(422, fmt::format("page_id {}: {}", request.page_id, looked->selector));
     for (auto const& task : tasks) {
         auto const* tool = co_await tools_.find_or_ask(task.processor);

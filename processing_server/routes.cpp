@@ -150,6 +150,7 @@ Json status_document(RouteContext const& c) {
                   {"intake", c.jobs.intake_closed() ? "closed" : "open"},
                   {"broker", {{"connected", c.dispatcher.connected()}, {"ready", c.dispatcher.ready()}}}};
     if (c.dispatcher.problem().kind() != ErrorKind::None) document["broker"]["problem"] = c.dispatcher.problem().message();
+    if (auto problem = c.store.problem(); !problem.empty()) document["database"] = Json{{"problem", problem}};
     Json problems = Json::array();
     for (auto const& [workspace, problem] : c.results.problems()) problems.push_back(Json{{"workspace", workspace}, {"problem", problem}});
     if (c.foreign != nullptr) {

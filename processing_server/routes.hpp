@@ -14,6 +14,7 @@ namespace ocrctl::server {
 /// What the routes speak to; all of it outlives the router.
 struct RouteContext {
     Settings const& settings;
+    store::Store& store;
     JobService& jobs;
     ToolCatalogue& tools;
     JobBook& book;

@@ -155,7 +155,7 @@ awaitable<Result<void>> ProcessingServer::Parts::start() {
     // The port is taken first: what is in use is said before anything is done. Until the Jobs are in memory it answers 503.
     net::ServerOptions options;
     options.max_body = settings.max_body;
-    add_routes(router, RouteContext{settings, *jobs, tools, *book, *dispatcher, *results, foreign.get(), agents, *callbacks,
+    add_routes(router, RouteContext{settings, *store, *jobs, tools, *book, *dispatcher, *results, foreign.get(), agents, *callbacks,
                                     converger, pool, url, started, status_changed, version});
     mets_api->add_routes(router);
     http = std::make_unique<net::HttpServer>(io, router, options);

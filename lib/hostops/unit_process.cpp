@@ -204,6 +204,8 @@ LogEnd log_end(std::filesystem::path const& log, std::uintmax_t from) {
     end.text.resize(got > 0 ? static_cast<std::size_t>(got) : 0);
     for (auto const& line : split(end.text, '\n')) {
         auto trimmed = trim(line);
+        // What one of our own programs said in passing is no reason.
+        if (trimmed.starts_with("ts=") && (trimmed.contains(" level=info ") || trimmed.contains(" level=debug "))) continue;
         if (!trimmed.empty()) end.last_line = trimmed.substr(0, 500);
     }
     return end;

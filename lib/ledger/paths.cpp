@@ -1,6 +1,7 @@
 #include "lib/ledger/paths.hpp"
 
 #include "lib/base/files.hpp"
+#include "lib/base/text.hpp"
 #include "lib/ledger/ledger.hpp"
 #include "lib/model/json.hpp"
 
@@ -85,11 +86,36 @@ Result<DeploymentInfo> read_deployment(fs::path const& state) {
     return info;
 }
 
+namespace {
+
+/// Central state folders whose agent on this machine runs: "ocrctl agent --state STATE/hosts/HOST".
+std::vector<fs::path> folders_with_an_agent() {
+    std::vector<fs::path> found;
+    std::error_code ignored;
+    for (fs::directory_iterator process("/proc", ignored), end; !ignored && process != end; process.increment(ignored)) {
+        auto text = read_file(process->path() / "cmdline");
+        if (!text) continue;
+        auto words = split(*text, '\0');
+        if (words.size() < 4 || words[1] != "agent" || words[2] != "--state") continue;
+        auto host = fs::path(words[3]);
+        if (host.is_absolute() && host.parent_path().filename() == "hosts") found.push_back(host.parent_path().parent_path());
+    }
+    return found;
+}
+
+} // namespace
+
 std::vector<DeploymentInfo> find_deployments(bool all, fs::path const& root) {
     std::vector<DeploymentInfo> found;
     std::error_code ignored;
     auto folder = root.empty() ? default_state_root() : root;
     if (!folder) return found;
+    if (root.empty()) // one may be kept anywhere (--state)
+        for (auto const& elsewhere : folders_with_an_agent()) {
+            // Another machine's hosts on this one have such a folder too, without the deployment's file.
+            if (elsewhere.parent_path() == *folder || !fs::exists(StatePaths{elsewhere}.deployment(), ignored)) continue;
+            if (auto info = read_deployment(elsewhere); info && info->live) found.push_back(std::move(*info));
+        }
     for (fs::directory_iterator item(*folder, ignored), end; !ignored && item != end; item.increment(ignored))
         if (auto info = read_deployment(item->path()); info && (all || info->live)) found.push_back(std::move(*info));
     std::ranges::sort(found, {}, &DeploymentInfo::name);

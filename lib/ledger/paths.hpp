@@ -71,7 +71,8 @@ struct DeploymentInfo {
 /// Reads deployment.json and the ledgers of a state folder. NotFound if it is none; one whose deployment.json is gone
 /// while a ledger names something that may be running is one still (without an id, named as its folder).
 Result<DeploymentInfo> read_deployment(std::filesystem::path const& state);
-/// Deployments under the default state root (or another root), by name; `all` names those that have ended, too.
+/// Deployments under the default state root (or another root), by name; `all` names those that have ended, too. Without a root also those
+/// kept elsewhere whose agent runs on this machine.
 std::vector<DeploymentInfo> find_deployments(bool all = false, std::filesystem::path const& root = {});
 
 } // namespace ocrctl::ledger

@@ -88,6 +88,11 @@ public:
         else writer_.post(std::move(batch));
     }
 
+    std::string problem() const override {
+        std::lock_guard lock(mutex_);
+        return away_ ? fmt::format("{}; {} bytes of changes wait for it", away_->message(), bytes_) : std::string();
+    }
+
     awaitable<Result<std::optional<Job>>> job(JobId id) override { return read<std::optional<Job>>([id](Store& s) { return s.job(id); }); }
     awaitable<Result<std::vector<Job>>> jobs(std::vector<JobId> ids) override { return read<std::vector<Job>>([ids = std::move(ids)](Store& s) { return s.jobs(ids); }); }
     awaitable<Result<std::vector<Job>>> open_jobs() override { return read<std::vector<Job>>([](Store& s) { return s.open_jobs(); }); }
@@ -309,7 +314,7 @@ private:
     JournalOptions options_;
     Journal journal_; // the writer's thread's
 
-    std::mutex mutex_;
+    mutable std::mutex mutex_;
     std::condition_variable wake_;
     std::deque<Waiting> waiting_;    // in the journal (or needing an answer), not in the back end; without the wave under way
     std::size_t bytes_ = 0;          // of their lines, with the wave under way

@@ -95,6 +95,9 @@ public:
     virtual awaitable<Result<std::optional<WorkflowScript>>> script(std::string id) = 0;
     virtual awaitable<Result<std::optional<std::string>>> value(std::string key) = 0;
 
+    /// Why it can be neither read nor, in the end, written to at the moment; empty: nothing is known. Any thread.
+    virtual std::string problem() const { return {}; }
+
     /// What is queued is written, then threads are joined. Nothing may be called afterwards.
     virtual void close() = 0;
 };
