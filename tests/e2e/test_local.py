@@ -86,7 +86,10 @@ class LocalDeployment(harness.E2eTest):
         d.deploy()
         before = json.loads(d.ocrctl("status", "--state", str(d.state), "--json").stdout)
         self.assertTrue(before)
+        # Its folder is not the usual one: found by its agent.
+        self.assertIn(d.url, d.ocrctl("status", "--name", d.name).stdout)
         d.kill_all()
+        self.assertNotEqual(d.ocrctl("status", "--name", d.name, check=False).returncode, 0)
         after = d.ocrctl("status", "--state", str(d.state))
         self.assertIn("stopped", after.stdout + after.stderr)
 

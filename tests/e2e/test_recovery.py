@@ -34,6 +34,7 @@ class Recovery(harness.E2eTest):
         d, mets, job = self.start()
         server = d.units("server")[0]["pid"]
         os.kill(server, signal.SIGKILL)
+        self.assertFalse(os.path.exists(f"/dev/shm/mongoc-{server}"), "libmongoc's counters were left")
         eventually(lambda: d.units("server") and d.units("server")[0]["pid"] != server, 10, lambda: d.logs())
         self.check(d, mets, job)
 

@@ -80,6 +80,8 @@ TEST_F(MongoServerTest, WithoutMongoJobsAreTakenWorkGoesOnAndNothingIsLost) {
     auto unread = server_->get("/processor/job/00000000-0000-7000-8000-000000000000");
     EXPECT_EQ(unread.status, 503) << unread.body;
     EXPECT_NE(unread.body.find("MongoDB at "), std::string::npos) << unread.body;
+    auto status = *parse_json(server_->get("/v1/status").body);
+    EXPECT_NE(status["database"].value("problem", "").find("MongoDB at "), std::string::npos) << status;
     server_->kill(); // what is in the journal alone outlives the server too
     mongo().start();
     start();
@@ -88,6 +90,20 @@ TEST_F(MongoServerTest, WithoutMongoJobsAreTakenWorkGoesOnAndNothingIsLost) {
     EXPECT_EQ(slow->runs(), 1) << "not computed again";
     ASSERT_TRUE(reaches(submit(job_body("LAST")), "SUCCESS"));
     EXPECT_EQ(mongo().documents(database_, "ocrctl_jobs").size(), 4u);
+}
+
+TEST_F(MongoServerTest, AJobIsTakenUpAfterThoseItDependsOnWhateverTheirOrderInTheStore) {
+    start();
+    auto held = worker("ocrd-ocrctl-binarize", [](Task const&, TaskResult) -> std::optional<TaskResult> { return std::nullopt; });
+    auto first = submit(job_body("FIRST"), "ocrd-ocrctl-binarize");
+    auto body = job_body("SECOND");
+    body["depends_on"] = Json::array({first});
+    auto second = submit(body, "ocrd-ocrctl-binarize");
+    ASSERT_TRUE(eventually([&] { return mongo().documents(database_, "ocrctl_jobs").size() == 2; }));
+    server_->kill();
+    mongo().command(database_, fmt::format(R"({{"update":"ocrctl_jobs","updates":[{{"q":{{"_id":"{}"}},"u":{{"$set":{{"seq":99}}}}}}]}})", first));
+    start();
+    EXPECT_EQ(server_->state_of(second), "CACHED");
 }
 
 TEST_F(MongoServerTest, SaysThatMongoDoesNotAnswerAtStart) {
