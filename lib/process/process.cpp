@@ -256,6 +256,21 @@ std::string ExitStatus::text() const {
     return fmt::format("was killed by {}{} ({})", abbreviation ? "SIG" : "signal", abbreviation ? abbreviation : "", signal);
 }
 
+namespace {
+
+/// The program that a script's first line names; empty if it names none.
+std::string interpreter_of(std::string const& file) {
+    Fd fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
+    char start[256];
+    auto size = fd ? ::read(fd.get(), start, sizeof start) : -1;
+    std::string_view line(start, size > 0 ? static_cast<std::size_t>(size) : 0);
+    if (!line.starts_with("#!")) return {};
+    line = trim(line.substr(2, line.find('\n') == std::string_view::npos ? line.npos : line.find('\n') - 2));
+    return std::string(line.substr(0, line.find(' ')));
+}
+
+} // namespace
+
 Result<Child> spawn(SpawnOptions const& options) {
     if (options.argv.empty()) return fail(ErrorKind::Invalid, "no program named");
     auto action = fmt::format("start {}", options.argv[0]);
@@ -361,7 +376,12 @@ Result<Child> spawn(SpawnOptions const& options) {
     {
         std::lock_guard lock(own.mutex); // reap_strays() must not see the child before it is in the set
         auto problem = ::posix_spawn(&pid, file.c_str(), &actions.value, &attributes.value, argv.data(), envp.data());
-        if (problem != 0) return fail(errno_error(problem, action));
+        if (problem != 0) {
+            // "No such file" of a script that is there is about its interpreter: a virtual environment that was moved, say.
+            if (auto interpreter = problem == ENOENT ? interpreter_of(file) : std::string(); !interpreter.empty())
+                return fail(ErrorKind::NotFound, "{}: {} begins with #!{}, which is not there", action, file, interpreter);
+            return fail(errno_error(problem, action));
+        }
         own.pids.insert(pid);
         child.pidfd = Fd(pidfd_open(pid));
     }

@@ -1,5 +1,6 @@
 #include "lib/process/process.hpp"
 
+#include "lib/base/files.hpp"
 #include "lib/base/ids.hpp"
 
 #include <algorithm>
@@ -133,6 +134,17 @@ TEST(Spawn, SaysThatAProgramOrFolderIsMissing) {
     child = spawn(options);
     ASSERT_FALSE(child.has_value());
     EXPECT_EQ(child.error().kind(), ErrorKind::NotFound);
+}
+
+TEST(Spawn, SaysThatTheInterpreterOfAScriptIsMissing) {
+    auto script = std::filesystem::temp_directory_path() / ("script-" + random_hex(4));
+    ASSERT_TRUE(write_file_atomically(script, "#!/no/such/venv/bin/python -s\nprint(1)\n", 0755).has_value());
+    SpawnOptions options;
+    options.argv = {script.native()};
+    auto child = spawn(options);
+    std::filesystem::remove(script);
+    ASSERT_FALSE(child.has_value());
+    EXPECT_EQ(child.error().message(), fmt::format("start {0}: {0} begins with #!/no/such/venv/bin/python, which is not there", script.native()));
 }
 
 TEST(Spawn, AppendsBothOutputsToTheLog) {
