@@ -78,6 +78,8 @@ int deploy(Options const& options) {
             sigwait(&set, &signal);
             become_kill_all(folder);
         }).detach(); // ends with the process
+    } else {
+        say_what_goes_on_when_interrupted();
     }
     auto report = deployer::deploy(wanted);
     if (!report) {

@@ -2,11 +2,12 @@
 
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 
 import harness
-from harness import ROOT, copy_sample_workspace, eventually, groups_of, local_host, make_workspace
+from harness import BINARY, ROOT, copy_sample_workspace, eventually, groups_of, local_host, make_workspace
 
 CHAIN = """ocrctl-binarize -I OCR-D-IMG -O OCR-D-BIN
 ocrctl-deskew -I OCR-D-BIN -O OCR-D-DESK
@@ -80,6 +81,16 @@ class LocalDeployment(harness.E2eTest):
         self.assertIn(str(first.pid), second.stderr)
         out, _ = first.communicate(timeout=120)
         self.assertEqual(first.returncode, 0, out)
+
+    def test_an_interrupted_deploy_says_what_goes_on(self):
+        d = self.deployment([local_host({"ocrd-ocrctl-dummy": 1})])
+        first = subprocess.Popen([BINARY, "deploy", str(d.config), "--state", str(d.state)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.assertIn("agent started", first.stdout.readline())
+        first.send_signal(signal.SIGINT)
+        _, errors = first.communicate(timeout=60)
+        self.assertEqual(first.returncode, -signal.SIGINT)
+        self.assertIn("ocrctl deploy completes it, ocrctl kill-all ends it", errors)
+        d.deploy()
 
     def test_status_reads_the_ledger_when_the_server_is_gone(self):
         d = self.deployment([local_host({"ocrd-ocrctl-dummy": 1})])
