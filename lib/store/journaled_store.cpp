@@ -26,7 +26,7 @@ using Done = std::move_only_function<void(Result<void>)>;
 constexpr std::size_t kWave = 2'000;  // changes given to the back end together
 constexpr auto kGather = 20ms;         // until a wave is sent, unless somebody waits: a database takes few big commands much cheaper than many small ones
 constexpr auto kRetry = 250ms;        // while it is away
-constexpr int kInternalTries = 40;       // of what the back end says it failed at by itself: then it is refused, so that nothing waits behind it for ever
+constexpr int kInternalTries = 20;       // of what the back end says it failed at by itself: then it is refused, so that nothing waits behind it for ever
 constexpr std::size_t kTooBig = 12 << 20; // bytes of a change: a document in MongoDB ends at 16 MiB
 
 /// Not an answer about what was written: the same again later. Databases say Internal for whatever went wrong with them.
@@ -212,8 +212,10 @@ private:
                 wake_.wait(lock, [this] { return closing_ || !waiting_.empty(); });
                 if (waiting_.empty()) return;
                 wake_.wait_for(lock, kGather, [this] { return closing_ || !waiters_.empty() || waiting_.back().done || bytes_ >= options_.limit / 2; });
+                // After a failure one goes ahead to see whether the back end is there: those behind it are not to come before it.
+                auto const most = away_ ? std::size_t(1) : kWave;
                 std::size_t changes = 0;
-                while (!waiting_.empty() && changes < kWave) {
+                while (!waiting_.empty() && changes < most) {
                     changes += waiting_.front().batch.size();
                     wave.push_back(std::move(waiting_.front()));
                     waiting_.pop_front();

@@ -16,7 +16,8 @@ struct JournalOptions {
 
 /// What the journal in the folder still holds is written first. While the back end is away, writes go into the journal, up to
 /// its limit, and reads are Unavailable. Changes that need the back end's answer (Batch::add) wait for it, in their order.
-/// A change that the back end refuses for good is logged and kept in FOLDER/refused.jsonl.
+/// A change that the back end refuses for good (Invalid, or Internal for 5 s) is logged and kept in FOLDER/refused.jsonl; one of more
+/// than 12 MiB is Invalid at once. Errors of opening: Denied, Unavailable; Invalid when the journal holds what this version cannot read.
 /// close(): what waits is written, unless the back end is away: then it is written at the next start.
 Result<std::unique_ptr<Store>> open_journaled(std::unique_ptr<Store> behind, JournalOptions options);
 

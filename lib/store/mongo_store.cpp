@@ -92,7 +92,9 @@ struct Plan {
         Planned planned;
         planned.write.document.text("_id", job.id.str()).long_number("seq", seq);
         fields(planned.write.document);
+        // Written again after a failure, everything from the first that failed on is: its new place keeps that order.
         Bson changed;
+        changed.long_number("seq", seq);
         fields(changed);
         planned.if_there = MongoWrite{Kind::Update, with_id(job.id.str()), set(changed)};
         return planned;

@@ -181,6 +181,123 @@ TEST(Journal, NumbersOfAFailedGroupAreNotUsedAgain) {
     EXPECT_EQ(recovered(folder.path()), std::vector<std::uint64_t>{3});
 }
 
+/// A real Store whose writes fail when the test says so.
+class FailingStore final : public Store {
+public:
+    using Fails = std::function<std::optional<ErrorKind>(Batch const&)>;
+    FailingStore(std::unique_ptr<Store> real, Fails fails) : real_(std::move(real)), fails_(std::move(fails)) {}
+    awaitable<Result<void>> write(Batch batch) override {
+        if (auto kind = fails_(batch)) co_return fail(*kind, "the database failed");
+        co_return co_await real_->write(std::move(batch));
+    }
+    void post(Batch batch) override { real_->post(std::move(batch)); }
+    awaitable<Result<std::optional<Job>>> job(JobId id) override { return real_->job(id); }
+    awaitable<Result<std::vector<Job>>> jobs(std::vector<JobId> ids) override { return real_->jobs(std::move(ids)); }
+    awaitable<Result<std::vector<Job>>> open_jobs() override { return real_->open_jobs(); }
+    awaitable<Result<std::vector<Job>>> jobs_in(std::optional<JobState> state, std::size_t limit) override { return real_->jobs_in(state, limit); }
+    awaitable<Result<std::map<JobState, std::size_t>>> counts() override { return real_->counts(); }
+    awaitable<Result<std::vector<TaskResult>>> outcomes() override { return real_->outcomes(); }
+    awaitable<Result<std::vector<Job>>> callbacks() override { return real_->callbacks(); }
+    awaitable<Result<std::optional<Workflow>>> workflow(WorkflowId id) override { return real_->workflow(id); }
+    awaitable<Result<std::vector<StateCount>>> workflow_counts(WorkflowId id) override { return real_->workflow_counts(id); }
+    awaitable<Result<std::vector<Job>>> workflow_failures(WorkflowId id) override { return real_->workflow_failures(id); }
+    awaitable<Result<std::optional<WorkflowScript>>> script(std::string id) override { return real_->script(std::move(id)); }
+    awaitable<Result<std::optional<std::string>>> value(std::string key) override { return real_->value(std::move(key)); }
+    void close() override { real_->close(); }
+
+private:
+    std::unique_ptr<Store> real_;
+    Fails fails_; // called on the applier's thread
+};
+
+class JournaledFailing : public testing::Test {
+protected:
+    void open(FailingStore::Fails fails, std::size_t limit = 64 << 20) {
+        auto real = open_sqlite({.file = folder_.path() / "s.sqlite"});
+        ASSERT_TRUE(real);
+        auto opened = open_journaled(std::make_unique<FailingStore>(std::move(*real), std::move(fails)), {.folder = folder_.path() / "journal", .limit = limit});
+        ASSERT_TRUE(opened) << opened.error().message();
+        store_ = std::move(*opened);
+    }
+    void TearDown() override {
+        if (store_) store_->close();
+    }
+    /// All at once, in this order; what became of each.
+    std::vector<Result<void>> write_all(std::vector<Batch> batches) {
+        std::vector<Result<void>> results(batches.size());
+        for (std::size_t i = 0; i < batches.size(); ++i)
+            asio::co_spawn(io_, store_->write(std::move(batches[i])), [&results, i](std::exception_ptr, Result<void> done) { results[i] = std::move(done); });
+        io_.restart();
+        io_.run();
+        return results;
+    }
+    static Batch with_job(std::string id) {
+        Batch batch;
+        batch.put(make_job(std::move(id)));
+        return batch;
+    }
+    static bool is_job(Batch const& batch, std::string_view id) {
+        auto const* put = std::get_if<Batch::PutJob>(&batch.changes().front());
+        return put != nullptr && put->job.id.str() == id;
+    }
+    std::vector<std::string> open_ids() {
+        for (int i = 0; i < 400; ++i) {
+            if (auto found = run(io_, store_->open_jobs())) {
+                std::vector<std::string> ids;
+                for (auto const& job : *found) ids.push_back(job.id.str());
+                return ids;
+            }
+            std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        }
+        return {"never"};
+    }
+    bool refused_something() const { return fs::exists(folder_.path() / "journal" / "refused.jsonl"); }
+
+    TempFolder folder_;
+    asio::io_context io_;
+    std::unique_ptr<Store> store_;
+};
+
+TEST_F(JournaledFailing, WhatADatabaseFailsAtByItselfIsTriedAgain) {
+    int failures = 5;
+    open([&](Batch const&) { return failures-- > 0 ? std::optional(ErrorKind::Internal) : std::nullopt; });
+    std::vector<Batch> batches;
+    for (auto const* id : {"a", "b", "c"}) batches.push_back(with_job(id));
+    for (auto const& result : write_all(std::move(batches))) EXPECT_TRUE(result);
+    EXPECT_EQ(open_ids(), (std::vector<std::string>{"a", "b", "c"}));
+    EXPECT_FALSE(refused_something());
+}
+
+TEST_F(JournaledFailing, WhatItAlwaysFailsAtIsKeptAsideAndHoldsNobodyUpForEver) {
+    open([](Batch const& batch) { return is_job(batch, "poison") ? std::optional(ErrorKind::Internal) : std::nullopt; });
+    std::vector<Batch> batches;
+    for (auto const* id : {"before", "poison", "after"}) batches.push_back(with_job(id));
+    (void)write_all(std::move(batches));
+    EXPECT_EQ(open_ids(), (std::vector<std::string>{"before", "after"}));
+    EXPECT_NE(read_file(folder_.path() / "journal" / "refused.jsonl").value().find("poison"), std::string::npos);
+}
+
+TEST_F(JournaledFailing, AnAnswerThatWasGivenIsNotLostByAFailureBeforeIt) {
+    int failures = 1;
+    open([&](Batch const& batch) { return is_job(batch, "a") && failures-- > 0 ? std::optional(ErrorKind::Unavailable) : std::nullopt; });
+    std::vector<Batch> batches;
+    batches.push_back(with_job("a"));
+    batches.emplace_back().add(WorkflowScript{"s", "content", "hash"});
+    auto results = write_all(std::move(batches));
+    EXPECT_TRUE(results[1]) << results[1].error().message();
+    EXPECT_EQ(open_ids(), std::vector<std::string>{"a"});
+    EXPECT_TRUE(run(io_, store_->script("s")).value().has_value());
+}
+
+TEST_F(JournaledFailing, NobodyOvertakesThoseWhoWaitForRoom) {
+    open([](Batch const&) { return std::nullopt; }, 2'000);
+    std::vector<Batch> batches;
+    std::vector<std::string> ids;
+    for (int i = 0; i < 200; ++i) batches.push_back(with_job(ids.emplace_back(fmt::format("j{:03}", i))));
+    for (auto const& result : write_all(std::move(batches))) EXPECT_TRUE(result);
+    EXPECT_EQ(open_ids(), ids);
+}
+
 class JournaledMongo : public testing::Test {
 protected:
     void SetUp() override {
