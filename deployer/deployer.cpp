@@ -104,8 +104,10 @@ Result<void> choose(config::Deployment const& config, DeploymentFile& deployment
         return {};
     }
     if (queue.port != 0) fact.port = queue.port;
+    std::set<int> taken{config.listen.port, fact.port, fact.dist_port, fact.epmd_port};
     for (int* port : {&fact.port, &fact.dist_port, &fact.epmd_port}) {
-        if (*port == 0) *port = choose_port();
+        if (*port == 0) *port = choose_port(taken);
+        taken.insert(*port);
         if (*port == 0) return fail(ErrorKind::Unavailable, "no free port was found for the broker");
     }
     return {};

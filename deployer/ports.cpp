@@ -9,7 +9,6 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <random>
-#include <set>
 #include <sstream>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -35,12 +34,18 @@ bool port_free(std::string const& address, int port) {
     return free;
 }
 
-int choose_port(std::string const& address) {
+int choose_port(std::set<int> const& taken, std::string const& address) {
+    constexpr int first = 20000, last = 32000;
     static thread_local std::mt19937 random{std::random_device{}()};
-    for (int i = 0; i < 200; ++i) {
-        int port = std::uniform_int_distribution<int>(20000, 32000)(random);
-        if (port_free(address, port)) return port;
-    }
+    int outgoing_low = 0, outgoing_high = -1;
+    std::ifstream("/proc/sys/net/ipv4/ip_local_port_range") >> outgoing_low >> outgoing_high;
+    int start = std::uniform_int_distribution<int>(first, last)(random);
+    for (bool shared : {false, true}) // a machine may use the whole range for outgoing connections
+        for (int i = 0; i <= last - first; ++i) {
+            int port = first + (start - first + i) % (last - first + 1);
+            bool outgoing = port >= outgoing_low && port <= outgoing_high;
+            if (outgoing == shared && !taken.contains(port) && port_free(address, port)) return port;
+        }
     return 0;
 }
 

@@ -88,7 +88,11 @@ awaitable<bool> connects(std::string address, std::chrono::milliseconds hold = 0
     if (problem) co_return false;
     tcp::socket socket(executor);
     auto [refused, endpoint] = co_await asio::async_connect(socket, endpoints, as_tuple);
-    if (refused || hold.count() == 0) co_return !refused;
+    if (refused) co_return false;
+    // A port of the range for outgoing connections that nobody listens at may be connected to itself.
+    boost::system::error_code error;
+    if (socket.local_endpoint(error) == endpoint) co_return false;
+    if (hold.count() == 0) co_return true;
     auto ended = co_await within(hold, hangs_up(socket));
     co_return !ended.value_or(false);
 }

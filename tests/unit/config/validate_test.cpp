@@ -59,7 +59,7 @@ TEST_F(Validate, SummarisesAGoodConfiguration) {
     EXPECT_EQ(outcome.err, "");
     EXPECT_EQ(outcome.out, fmt::format("{}: valid\n"
                                        "demo: 2 hosts with 3 Workers, server at 127.0.0.1:8080\n"
-                                       "  queue native if installed, else docker, database embedded\n"
+                                       "  queue native, database embedded\n"
                                        "  here (this machine): 3 x ocrd-ocrctl-dummy\n"
                                        "  ocr1 (ssh ocr@ocr1:22): no Workers\n",
                                        config));

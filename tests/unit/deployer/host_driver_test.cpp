@@ -103,5 +103,14 @@ TEST(Ports, AHeldPortIsNamedWithItsHolder) {
     EXPECT_TRUE(port_free("127.0.0.1", chosen));
 }
 
+TEST(Ports, OnesChosenBeforeAreNotChosenAgain) {
+    std::set<int> taken;
+    for (int port = 20000; port <= 32000; ++port) taken.insert(port);
+    EXPECT_EQ(choose_port(taken), 0);
+    int left = choose_port();
+    taken.erase(left);
+    EXPECT_EQ(choose_port(taken), left);
+}
+
 } // namespace
 } // namespace ocrctl::deployer
