@@ -103,7 +103,7 @@ void add_kill_all(CLI::App& app, int& exit_code) {
     command->add_option("--grace", options->grace, "Seconds for Workers to finish, and between asking a process to end and ending it")->capture_default_str()->check(CLI::Range(0, 86400));
     command->add_flag("--purge", options->purge, "Remove data, logs and ledger, too");
     command->add_flag("--json", options->json, "Print one JSON document on stdout, progress on stderr");
-    command->footer("Example:\n  ocrctl kill-all\nExit code: 0 nothing is left, 2 several deployments are running, 3 something is left or a host was not reached");
+    command->footer("Example:\n  ocrctl kill-all\nExit code: 0 nothing is left, 1 no deployment there, 2 several deployments are running, 3 something is left or a host was not reached");
     command->callback([options, &exit_code] { exit_code = kill_all(*options); });
 }
 
