@@ -89,9 +89,13 @@ awaitable<bool> connects(std::string address, std::chrono::milliseconds hold = 0
     tcp::socket socket(executor);
     auto [refused, endpoint] = co_await asio::async_connect(socket, endpoints, as_tuple);
     if (refused) co_return false;
-    // A port of the range for outgoing connections that nobody listens at may be connected to itself.
-    boost::system::error_code error;
-    if (socket.local_endpoint(error) == endpoint) co_return false;
+    // A port of the range for outgoing connections that nobody listens at may be connected to itself. That connection is
+    // reset: its TIME_WAIT would keep the service from the port.
+    if (boost::system::error_code error; socket.local_endpoint(error) == endpoint) {
+        socket.set_option(asio::socket_base::linger(true, 0), error);
+        socket.close(error); // the destructor would take the option back
+        co_return false;
+    }
     if (hold.count() == 0) co_return true;
     auto ended = co_await within(hold, hangs_up(socket));
     co_return !ended.value_or(false);
