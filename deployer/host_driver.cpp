@@ -175,7 +175,10 @@ public:
         auto folder = shell_quote(fs::path(path).parent_path().string());
         auto temporary = shell_quote(path + ".part");
         auto made = mode == 0600 ? fmt::format("mkdir -p {0} && chmod 700 {0}", folder) : fmt::format("mkdir -p {}", folder);
-        auto output = shell(fmt::format("{} && umask 077 && cat > {} && chmod {:o} {} && mv -f {} {}", made, temporary, mode, temporary, temporary, shell_quote(path)), content);
+        // Whoever writes may be killed: `cat` takes the end of the connection for the end of the file.
+        auto output = shell(fmt::format("{0} && umask 077 && cat > {1} && chmod {2:o} {1} && [ \"$(wc -c < {1})\" -eq {3} ] && mv -f {1} {4} || {{ rm -f {1}; exit 1; }}", made,
+                                        temporary, mode, content.size(), shell_quote(path)),
+                            content);
         if (!output) return std::unexpected(output.error());
         if (output->exit_code != 0) return fail(ErrorKind::Unavailable, "{}: write {}: {}", name(), path, last_line(output->err));
         return {};

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <utility>
 #include <vector>
@@ -338,6 +339,8 @@ Result<ExecResult> SshSession::exec(std::string const& command, std::string_view
 Result<void> SshSession::upload(std::filesystem::path const& file, std::string const& remote_path, int mode, milliseconds limit) {
     Fd source(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
     if (!source) return fail(errno_error(errno, fmt::format("open {}", file.string())));
+    struct stat info {};
+    if (::fstat(source.get(), &info) != 0) return fail(errno_error(errno, fmt::format("look at {}", file.string())));
     std::vector<char> buffer(512 * 1024);
     auto next = [&]() -> Result<std::string_view> {
         auto size = ::read(source.get(), buffer.data(), buffer.size());
@@ -347,8 +350,10 @@ Result<void> SshSession::upload(std::filesystem::path const& file, std::string c
     auto target_path = shell_quote(remote_path);
     auto temporary = shell_quote(fmt::format("{}.{}.part", remote_path, random_hex(6)));
     auto folder = shell_quote(std::filesystem::path(remote_path).parent_path().string());
-    auto script = fmt::format("umask 077; mkdir -p {0} && cat > {1} && chmod {2:o} {1} && mv -f {1} {3} || {{ rm -f {1}; exit 1; }}", folder,
-                              temporary, mode, target_path);
+    // Whoever copies may be killed: `cat` takes the end of the connection for the end of the file.
+    auto script = fmt::format("umask 077; mkdir -p {0} && cat > {1} && chmod {2:o} {1} && [ \"$(wc -c < {1})\" -eq {4} ] && mv -f {1} {3} || "
+                              "{{ rm -f {1}; exit 1; }}",
+                              folder, temporary, mode, target_path, info.st_size);
     auto result = impl_->run(fmt::format("exec /bin/sh -c {}", shell_quote(script)), next, limit);
     if (!result) return fail(result.error().during(fmt::format("copy {} to {}", file.filename().string(), impl_->target.name)));
     if (result->exit_code != 0)

@@ -3,11 +3,16 @@
 #include "lib/base/files.hpp"
 #include "tests/support/ssh_host.hpp"
 
+#include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <thread>
+#include <unistd.h>
 
 namespace ocrctl::remote {
 namespace {
@@ -88,6 +93,38 @@ TEST_F(SshSessionTest, UploadsAFileWithItsModeAndReplacesWhatWasThere) {
     EXPECT_EQ(*sha256_of_file(remote), *sha256_of_file(local));
     EXPECT_EQ(fs::status(remote).permissions() & fs::perms::all, fs::perms(0755));
     EXPECT_EQ(std::distance(fs::directory_iterator(remote.parent_path()), fs::directory_iterator()), 1) << "a temporary file is left";
+}
+
+TEST_F(SshSessionTest, AnUploadThatIsCutOffLeavesNothing) {
+    auto local = host_->folder() / "large.bin";
+    std::ofstream(local).close();
+    fs::resize_file(local, 4ull << 30);
+    auto folder = host_->folder() / "cut off";
+    auto child = ::fork();
+    ASSERT_NE(child, -1);
+    if (child == 0) {
+        auto session = SshSession::connect(target());
+        if (session) (void)session->upload(local, (folder / "large.bin").string(), 0755);
+        std::_Exit(0); // is not reached
+    }
+    auto arrived = [&] {
+        std::error_code error;
+        for (auto const& file : fs::directory_iterator(folder, error))
+            if (file.file_size(error) > 0 && !error) return true;
+        return false;
+    };
+    auto until = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    while (!arrived() && std::chrono::steady_clock::now() < until) ::poll(nullptr, 0, 5);
+    EXPECT_TRUE(arrived());
+    ::kill(child, SIGKILL);
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFSIGNALED(status)) << "it was through before";
+    while (!fs::is_empty(folder) && std::chrono::steady_clock::now() < until) {
+        EXPECT_FALSE(fs::exists(folder / "large.bin")) << "a part counts as the whole";
+        ::poll(nullptr, 0, 5);
+    }
+    EXPECT_TRUE(fs::is_empty(folder));
 }
 
 TEST_F(SshSessionTest, UploadSaysWhyItFailed) {
